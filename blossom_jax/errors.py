@@ -1,4 +1,4 @@
-"""The one exception type for mistakes that a user can mend."""
+"""The exceptions that command lines turn into one line and an exit code."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
     The message is one line that names the value and the rule. Command lines print it and exit
     with code 2 (`experiments/_cli.py`).
     """
+
+
+class NonFiniteError(ArithmeticError):
+    """Reports a loss or gradient that is not finite. The message names the step; exit code 1."""

@@ -1,0 +1,1 @@
+"""Command lines, each read from top to bottom. `python -m experiments.train --help`."""

@@ -1,0 +1,188 @@
+"""Reads command lines, and turns every mistake a user can mend into one line and exit code 2.
+
+A command reads as
+
+    def main(argv):
+        parser = _cli.ArgumentParser(description=__doc__)
+        ...
+
+    if __name__ == "__main__":
+        _cli.run(main)
+"""
+
+import argparse
+import ast
+import contextlib
+import difflib
+import functools
+import importlib.util
+import operator
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import ml_collections
+
+from blossom_jax.errors import NonFiniteError, UserError
+
+_FILE_ERRORS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> None:
+    """Calls `main` with the command line and exits with the code that it earned.
+
+    Args:
+      main: Takes the arguments after the program's name; returns an exit code, or None for 0.
+    """
+    with errors_to_exit_code():
+        sys.exit(main(sys.argv[1:]))
+
+
+@contextlib.contextmanager
+def errors_to_exit_code() -> Iterator[None]:
+    """Prints expected errors as one line on stderr and exits; lets bugs show their traceback.
+
+    Raises:
+      SystemExit: With code 2 for a mistake in flags, config, data or sizes; with 1 for a loss
+        that is not finite; with 130 for an interrupt from the keyboard.
+    """
+    try:
+        yield
+    except (UserError, *_FILE_ERRORS) as error:
+        _exit(2, str(error))
+    except NonFiniteError as error:
+        _exit(1, str(error))
+    except MemoryError as error:
+        _exit(2, f"out of memory: {error}")
+    except RuntimeError as error:  # the accelerator runtime's own type is a RuntimeError
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _exit(2, f"out of memory: {str(error).splitlines()[0]}")
+    except KeyboardInterrupt:
+        _exit(130, "interrupted")
+
+
+def _exit(code: int, message: str) -> None:
+    print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argparse parser that raises `UserError`, shows its description as written, and never
+    guesses a shortened flag."""
+
+    def __init__(self, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> None:
+        raise UserError(message)
+
+
+def parse_with_config(parser: ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parses flags, loads the file of `--config`, and applies every `--config.key=value`.
+
+    Args:
+      parser: A parser without `--config`; it is added here.
+      argv: Arguments after the program's name.
+
+    Returns:
+      The parsed flags, with `config` a locked ConfigDict.
+
+    Raises:
+      UserError: An unknown flag or key, a value of the wrong type, an unreadable config file.
+    """
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE.py",
+        help="config file; any value can be overridden as --config.section.name=value",
+    )
+    arguments, rest = parser.parse_known_args(argv)
+    arguments.config = load_config(arguments.config)
+    for key, text in _overrides(rest):
+        override(arguments.config, key, text)
+    return arguments
+
+
+def load_config(path: str) -> ml_collections.ConfigDict:
+    """Returns `get_config()` of a Python file, locked; `FILE.py:text` calls `get_config(text)`."""
+    path, *argument = path.split(":", 1)
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"--config={path}: there is no such file")
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    if spec is None:
+        raise UserError(f"--config={path}: a config is a Python file with a function get_config")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*argument)
+    except Exception as error:  # whatever a user's own file may raise
+        raise UserError(f"--config={path}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"--config={path}: get_config must return a ConfigDict, {type(config)=}")
+    return config.lock()
+
+
+def _overrides(rest: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yields (key, text) of `--config.key=text` or `--config.key text`."""
+    words = iter(rest)
+    for word in words:
+        flag, equals, text = word.partition("=")
+        if not flag.startswith("--config."):
+            raise UserError(f"unknown argument {word!r}; --help lists those known")
+        if not equals and (text := next(words, None)) is None:
+            raise UserError(f"{flag} needs a value: {flag}=value")
+        yield flag.removeprefix("--config."), text
+
+
+def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
+    """Sets `config.key`, where key may be dotted, to `text` read as the present value's type.
+
+    Raises:
+      UserError: No such key (names the nearest one), or text of another type.
+    """
+    known = flatten(config)
+    if key not in known:
+        inside = [name for name in known if name.startswith(key + ".")]
+        nearest = inside or difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        raise UserError(f"unknown config key --config.{key}; did you mean --config.{nearest[0]}?")
+    wanted = type(known[key])
+    try:
+        value = _READERS[wanted](text)
+    except (ValueError, SyntaxError, KeyError):
+        raise UserError(f"--config.{key} wants {_NAMES[wanted]}, not {text!r}") from None
+    *sections, name = key.split(".")
+    functools.reduce(operator.getitem, sections, config)[name] = value
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
+    """Returns {"section.name": value} in the config's order."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat |= {f"{name}.{inner}": v for inner, v in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _read_tuple(text: str) -> tuple:
+    value = ast.literal_eval(text)
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+_READERS = {
+    bool: lambda text: {"true": True, "false": False}[text.lower()],
+    int: int,
+    float: float,
+    str: str,
+    tuple: _read_tuple,
+}
+_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "numbers separated by commas",
+}
