@@ -1,0 +1,60 @@
+"""The public function that selects blocks."""
+
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels import checks, dispatch
+from pallas_kernels.block_selection import reference, xla
+
+IMPLEMENTATIONS = {"reference": reference.block_selection, "xla": xla.block_selection}
+
+
+def block_selection(
+    q: Float[Array, "B L H D"],
+    summary_keys: Float[Array, "B slots G D"],
+    positions: Int[Array, "B L"],
+    *,
+    block_size: int,
+    num_selected: int,
+    causal: bool = True,
+    mask_own_block: bool = False,
+    implementation: str | None = None,
+) -> tuple[Int[Array, "B L G N"], Float[Array, "B L G N"]]:
+    """Selects, for every query and key/value head, the N most probable earlier blocks (LTIS).
+
+    The score of a block is the mean of the group's queries dotted with the block's summary key,
+    times D**-0.5. The probability is a softmax over the candidates and one extra logit of -1000;
+    blocks at or below 1e-10 are dropped. Source: arXiv 2512.13368.
+
+    Args:
+      q: queries, rotated.
+      summary_keys: one key a block, by slot: [B, ceil(L / block_size), G, D].
+      positions: int32, position of each token inside its own sequence, -1 at padding.
+      block_size: S, tokens in a block.
+      num_selected: N, blocks selected for each query.
+      causal: candidates end before the query's own block; otherwise all the sequence's blocks.
+      mask_own_block: leaves the query's own block out when not causal.
+      implementation: "reference", "xla", or None for the fastest here.
+
+    Returns:
+      slots int32[B, L, G, N] by falling probability, ties to the lower slot, and their probability
+      in f32; where fewer than N remain, slot -1 and probability 0. The probability carries
+      gradients to q and summary_keys through the softmax over all candidates.
+
+    Raises:
+      ValueError: shapes, dtypes or sizes that do not fit together.
+      NotImplementedError: the named implementation cannot serve this call.
+    """
+    checks.check_positions(q, positions)
+    checks.check_at_least_one(block_size=block_size, num_selected=num_selected)
+    checks.check_summary_keys(q, summary_keys, block_size)
+    run = dispatch.choose("block_selection", implementation, IMPLEMENTATIONS)
+    (q,) = checks.without_padding(positions, q)
+    return run(
+        q,
+        summary_keys,
+        positions,
+        block_size=block_size,
+        num_selected=num_selected,
+        causal=causal,
+        mask_own_block=mask_own_block,
+    )

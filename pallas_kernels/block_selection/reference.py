@@ -1,0 +1,69 @@
+"""Block selection as its definition: all scores, one softmax, the top N."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from pallas_kernels.masked_softmax import MASKED, at_least_f32
+from pallas_kernels.positions import blocks, own_slot
+
+NOTHING_LOGIT = -1000.0  # the extra logit of "no block"
+LEAST_PROBABILITY = 1e-10  # a block at or below it is dropped
+
+
+def candidate_mask(
+    positions: Int[Array, "*B L"], num_slots: int, *, block_size, causal, mask_own_block
+) -> Bool[Array, "*B L slots"]:
+    """Marks the slots that each query may select."""
+    row = blocks(positions, block_size=block_size, causal=causal)
+    slot = jnp.arange(num_slots, dtype=jnp.int32)
+    first = row.first_slot[..., None]
+    candidate = (slot >= first) & (slot < first + row.num_candidates[..., None])
+    if mask_own_block and not causal:
+        candidate &= slot != own_slot(positions, block_size=block_size)[..., None]
+    return candidate
+
+
+def select_top(probability: Float[Array, "*B slots"], num_selected: int):
+    """Takes the N most probable slots, ties to the lower; dropped ones are slot -1, probability 0.
+
+    Returns:
+      slots int32[*B, N] and probability [*B, N], by falling probability.
+    """
+    missing = max(0, num_selected - probability.shape[-1])
+    padded = jnp.pad(probability, [(0, 0)] * (probability.ndim - 1) + [(0, missing)])
+    top, slots = jax.lax.top_k(padded, num_selected)
+    keep = top > LEAST_PROBABILITY
+    return jnp.where(keep, slots, -1).astype(jnp.int32), jnp.where(keep, top, 0)
+
+
+def block_probability(logits: Float[Array, "*B slots"], candidate: Bool[Array, "*B slots"]):
+    """Softmax over the candidates and the extra logit of "no block"."""
+    logits = jnp.where(candidate, logits, MASKED)
+    highest = jax.lax.stop_gradient(jnp.maximum(logits.max(-1, keepdims=True), NOTHING_LOGIT))
+    weight = jnp.where(candidate, jnp.exp(logits - highest), 0)
+    return weight / (weight.sum(-1, keepdims=True) + jnp.exp(NOTHING_LOGIT - highest))
+
+
+def block_selection(
+    q: Float[Array, "B L H D"],
+    summary_keys: Float[Array, "B slots G D"],
+    positions: Int[Array, "B L"],
+    *,
+    block_size: int,
+    num_selected: int,
+    causal: bool,
+    mask_own_block: bool,
+) -> tuple[Int[Array, "B L G N"], Float[Array, "B L G N"]]:
+    """See `pallas_kernels.block_selection`."""
+    b, length, h, d = q.shape
+    slots, g = summary_keys.shape[1:3]
+    mean = at_least_f32(q).reshape(b, length, g, h // g, d).mean(3)
+    logits = d**-0.5 * jnp.einsum(
+        "blgd,bwgd->blgw", mean, at_least_f32(summary_keys), precision=jax.lax.Precision.HIGHEST
+    )
+    candidate = candidate_mask(
+        positions, slots, block_size=block_size, causal=causal, mask_own_block=mask_own_block
+    )
+    probability = block_probability(logits, candidate[:, :, None])
+    return select_top(probability, num_selected)

@@ -1,0 +1,1 @@
+from pallas_kernels.block_selection.reference import block_selection  # noqa

@@ -1,0 +1,1 @@
+from pallas_kernels.power_attention.reference import power_attention  # noqa

@@ -1,0 +1,1 @@
+from pallas_kernels.selected_attention.reference import selected_attention  # noqa
