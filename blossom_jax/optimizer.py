@@ -1,0 +1,100 @@
+"""The optimizer: AdamW with warm-up, clipping and gradient accumulation, from plain values."""
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+from blossom_jax.errors import UserError
+
+
+def make_optimizer(
+    *,
+    learning_rate: float,
+    warmup_steps: int,
+    schedule: str,
+    total_steps: int,
+    weight_decay: float,
+    b1: float,
+    b2: float,
+    clip_norm: float,
+    accumulate_steps: int,
+    frozen: Callable[[tuple], bool] = lambda path: False,
+) -> optax.GradientTransformation:
+    """Returns AdamW (https://arxiv.org/abs/1711.05101) as this project trains with it.
+
+    Args:
+      learning_rate: Peak learning rate.
+      warmup_steps: Optimizer updates in which the learning rate rises linearly from 0.
+      schedule: What follows the warm-up: "constant", or "cosine" down to 0 at `total_steps`.
+      total_steps: Batches in the whole run; only the cosine depends on it.
+      weight_decay: Decoupled decay, of matrices and embeddings: biases and the scales of layer
+        norms, all of one dimension, are left out.
+      b1: Decay of the mean of gradients.
+      b2: Decay of the mean of squared gradients.
+      clip_norm: Largest norm of all gradients together; 0 leaves them as they are.
+      accumulate_steps: Batches whose gradients are averaged into one update.
+      frozen: Tells by its path in the tree whether a parameter gets no gradient and must stay as
+        it is: no decay either. Adam leaves such a parameter alone, since its moments stay 0.
+
+    Raises:
+      UserError: A value out of its range.
+    """
+    _check(learning_rate >= 0, f"learning_rate must not be negative, {learning_rate=}")
+    _check(warmup_steps >= 0, f"warmup_steps must not be negative, {warmup_steps=}")
+    _check(weight_decay >= 0, f"weight_decay must not be negative, {weight_decay=}")
+    _check(0 <= b1 < 1 and 0 <= b2 < 1, f"b1 and b2 must lie in [0, 1), {b1=} {b2=}")
+    _check(clip_norm >= 0, f"clip_norm must not be negative, {clip_norm=}")
+    _check(accumulate_steps >= 1, f"accumulate_steps must be at least 1, {accumulate_steps=}")
+
+    def decays(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf.ndim > 1 and not frozen(path), params
+        )
+
+    optimizer = optax.adamw(
+        learning_rate_schedule(
+            learning_rate=learning_rate,
+            warmup_steps=warmup_steps,
+            schedule=schedule,
+            total_updates=total_steps // accumulate_steps,
+        ),
+        b1=b1,
+        b2=b2,
+        weight_decay=weight_decay,
+        mask=decays,
+    )
+    if clip_norm:
+        optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+    if accumulate_steps > 1:
+        optimizer = optax.MultiSteps(optimizer, accumulate_steps).gradient_transformation()
+    return optimizer
+
+
+def learning_rate_schedule(
+    *, learning_rate: float, warmup_steps: int, schedule: str, total_updates: int
+) -> optax.Schedule:
+    """Returns the learning rate as a function of the number of updates made.
+
+    Raises:
+      UserError: An unknown schedule, or a cosine that would end within its warm-up.
+    """
+    if schedule == "cosine":
+        _check(
+            total_updates > warmup_steps,
+            f"{schedule=} must have more updates than its warm-up: {total_updates=} {warmup_steps=}",
+        )
+        rest = optax.cosine_decay_schedule(learning_rate, total_updates - warmup_steps)
+    elif schedule == "constant":
+        rest = optax.constant_schedule(learning_rate)
+    else:
+        raise UserError(f"schedule must be 'constant' or 'cosine', {schedule=}")
+    if not warmup_steps:
+        return rest
+    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, rest], [warmup_steps])
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise UserError(message)
