@@ -1,0 +1,177 @@
+"""Checkpoints of one run: the two latest and the best, written by Orbax in the background.
+
+Orbax makes a checkpoint appear whole or not at all; it does not notice a file that is damaged
+later. So every finished checkpoint is sealed with the digests of its files, and one whose seal
+is missing or broken is passed over.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from blossom_jax.errors import UserError
+
+_SEAL = "sha256.json"
+
+
+class Checkpoints:
+    """Saves and restores the state of one run.
+
+    On disk a checkpoint is `<directory>/<step>/` with the Orbax items "params", "optimizer" and
+    "progress" (JSON), so that the parameters can be read without the rest.
+    """
+
+    def __init__(self, directory: pathlib.Path, report: Callable[[str], None] = print):
+        """Opens the folder, which need not exist.
+
+        Args:
+          directory: Where the checkpoints are.
+          report: Takes the line that says that a damaged checkpoint was passed over.
+        """
+        self._directory = pathlib.Path(directory).absolute()
+        self._report = report
+        self._keep = _LatestTwoAndBest()
+        self._sealing = threading.Thread()
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=self._keep, cleanup_tmp_directories=True
+            ),
+        )
+
+    def save(self, step: int, state: dict, progress: dict, best_step: int) -> None:
+        """Copies the state to the host, and writes it in the background.
+
+        Args:
+          step: Number of steps taken; saving a step again changes nothing.
+          state: {"params", "opt_state", "step"}; may be donated once this returns.
+          progress: JSON: what else a run needs to continue.
+          best_step: The checkpoint to keep for good, this one or an earlier one.
+        """
+        if step in self._manager.all_steps():
+            return
+        self._wait()
+        self._keep.best_step = best_step
+        rest = {name: value for name, value in state.items() if name != "params"}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state["params"]),
+                optimizer=ocp.args.StandardSave(rest),
+                progress=ocp.args.JsonSave(progress),
+            ),
+        )
+        self._sealing = threading.Thread(target=self._seal, args=(step,))
+        self._sealing.start()
+
+    def restore_latest(self, like: dict) -> tuple[dict, dict] | None:
+        """Returns (state, progress) of the latest checkpoint that is whole, or None.
+
+        Damaged checkpoints after it are reported and removed: the run will write them again.
+
+        Args:
+          like: The state as ShapeDtypeStructs with shardings.
+
+        Raises:
+          UserError: A whole checkpoint that another version of the model wrote.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            if self._is_whole(step):
+                rest = {name: value for name, value in like.items() if name != "params"}
+                restored = self._restore(
+                    step,
+                    params=ocp.args.StandardRestore(like["params"]),
+                    optimizer=ocp.args.StandardRestore(rest),
+                    progress=ocp.args.JsonRestore(),
+                )
+                return {"params": restored.params, **restored.optimizer}, restored.progress
+            self._report(f"checkpoint {self._directory / str(step)} is damaged; falling back")
+            self._manager.delete(step)
+        return None
+
+    def restore_params(self, step: int, like: Any) -> Any | None:
+        """Returns the parameters of one checkpoint, or None (and says so) if it is damaged.
+
+        Args:
+          step: One that `save` was given as `best_step`.
+          like: The parameters as ShapeDtypeStructs with shardings.
+
+        Raises:
+          UserError: A whole checkpoint that another version of the model wrote.
+        """
+        self._wait()
+        if self._is_whole(step):
+            return self._restore(step, params=ocp.args.StandardRestore(like)).params
+        self._report(f"checkpoint {self._directory / str(step)} is damaged")
+        return None
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._wait()
+        self._manager.close()
+
+    def _restore(self, step: int, **items) -> ocp.args.Composite:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{self._directory / str(step)} does not fit this model: {reason}"
+            ) from error
+
+    def _wait(self) -> None:
+        """Waits for the last save; raises its error here, if it had one."""
+        self._manager.wait_until_finished()
+        if self._sealing.is_alive():
+            self._sealing.join()
+
+    def _seal(self, step: int) -> None:
+        try:
+            self._manager.wait_until_finished()
+        except Exception:  # raised again, in the main thread, by _wait
+            return
+        if jax.process_index() == 0:
+            folder = self._directory / str(step)
+            partial = folder / f"{_SEAL}.partial"
+            partial.write_text(json.dumps(_digests(folder)))
+            os.replace(partial, folder / _SEAL)
+
+    def _is_whole(self, step: int) -> bool:
+        folder = self._directory / str(step)
+        try:
+            sealed = json.loads((folder / _SEAL).read_text())
+        except (OSError, ValueError):
+            return False
+        found = _digests(folder)
+        return all(found.get(name) == digest for name, digest in sealed.items())
+
+
+class _LatestTwoAndBest(ocp.checkpoint_managers.PreservationPolicy):
+    """Tells Orbax which checkpoints to keep: the last two, in case the last is damaged, and the
+    one that the trainer calls best."""
+
+    best_step = 0
+
+    def should_preserve(self, checkpoints: Sequence, *, context: Any) -> list[bool]:
+        del context
+        latest = {info.step for info in checkpoints[-2:]}
+        return [info.step in latest or info.step == self.best_step for info in checkpoints]
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+    """Returns {path in folder: sha256} of every file but the seal."""
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.name.startswith(_SEAL):
+            with path.open("rb") as file:
+                digests[str(path.relative_to(folder))] = hashlib.file_digest(
+                    file, "sha256"
+                ).hexdigest()
+    return digests

@@ -1,0 +1,126 @@
+"""Checkpoints: what is kept, what comes back, and what happens when files are damaged."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from blossom_jax.checkpoint import Checkpoints
+from blossom_jax.errors import UserError
+
+
+def make_state(step):
+    params = {"table": jnp.full((64, 8), step, jnp.float32), "layers": {0: jnp.ones(3)}}
+    state = {"params": params, "opt_state": optax.adamw(1e-3).init(params)}
+    return state | {"step": jnp.asarray(step, jnp.int32)}
+
+
+def abstract(tree):
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree
+    )
+
+
+LIKE = abstract(make_state(0))
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """Returns a folder with checkpoints of the steps 10 (the best), 30 and 40."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    for step in (10, 20, 30, 40):
+        checkpoints.save(step, make_state(step), {"loss": 0.1 * step}, best_step=10)
+    checkpoints.close()
+    return tmp_path / "checkpoints"
+
+
+def steps(directory):
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def largest_file(folder):
+    return max(folder.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+
+
+def test_the_latest_two_and_the_best_are_kept(directory):
+    assert steps(directory) == [10, 30, 40]
+
+
+def test_everything_comes_back_to_the_bit(directory):
+    state, progress = Checkpoints(directory).restore_latest(LIKE)
+    assert progress == {"loss": 0.1 * 40}
+    jax.tree.map(np.testing.assert_array_equal, state, make_state(40))
+    assert jax.tree.structure(state) == jax.tree.structure(LIKE)
+    best = Checkpoints(directory).restore_params(10, LIKE["params"])
+    np.testing.assert_array_equal(best["table"], np.full((64, 8), 10))
+
+
+def test_nothing_saved_restores_nothing(tmp_path):
+    assert Checkpoints(tmp_path / "none").restore_latest(LIKE) is None
+
+
+def test_donating_the_state_right_after_save_leaves_the_copy_alone(tmp_path):
+    add_one = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    checkpoints = Checkpoints(tmp_path)
+    state = make_state(1)
+    checkpoints.save(1, state, {}, best_step=1)
+    for _ in range(10):
+        state = add_one(state)
+    checkpoints.close()
+    restored, _ = Checkpoints(tmp_path).restore_latest(LIKE)
+    jax.tree.map(np.testing.assert_array_equal, restored, make_state(1))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, lambda path: path.unlink()])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(directory, damage, capfd):
+    damage(largest_file(directory / "40"))
+    lines = []
+    checkpoints = Checkpoints(directory, report=lines.append)
+    state, progress = checkpoints.restore_latest(LIKE)
+    assert int(state["step"]) == 30
+    assert progress == {"loss": 0.1 * 30}
+    assert lines == [f"checkpoint {directory / '40'} is damaged; falling back"]
+    assert capfd.readouterr() == ("", "")
+    checkpoints.save(40, make_state(41), {}, best_step=10)
+    checkpoints.close()
+    assert int(Checkpoints(directory).restore_latest(LIKE)[0]["step"]) == 41
+
+
+def test_one_that_was_never_sealed_is_passed_over(directory):
+    (directory / "40" / "sha256.json").unlink()
+    state, _ = Checkpoints(directory, report=lambda line: None).restore_latest(LIKE)
+    assert int(state["step"]) == 30
+
+
+def test_when_all_are_damaged_the_run_starts_anew(directory):
+    for step in (10, 30, 40):
+        truncate(largest_file(directory / str(step)))
+    lines = []
+    assert Checkpoints(directory, report=lines.append).restore_latest(LIKE) is None
+    assert len(lines) == 3
+
+
+def test_a_damaged_best_is_reported(directory):
+    truncate(largest_file(directory / "10"))
+    lines = []
+    assert Checkpoints(directory, report=lines.append).restore_params(10, LIKE["params"]) is None
+    assert lines == [f"checkpoint {directory / '10'} is damaged"]
+
+
+def test_another_model_is_refused_in_one_line(directory):
+    other = abstract(make_state(0) | {"params": {"table": jnp.ones((2, 2))}})
+    with pytest.raises(UserError, match="does not fit this model") as error:
+        Checkpoints(directory).restore_latest(other)
+    assert "\n" not in str(error.value)
+    assert steps(directory) == [10, 30, 40]
