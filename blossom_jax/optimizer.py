@@ -82,7 +82,7 @@ def learning_rate_schedule(
     if schedule == "cosine":
         _check(
             total_updates > warmup_steps,
-            f"{schedule=} must have more updates than its warm-up: {total_updates=} {warmup_steps=}",
+            f"{schedule=} must outlast its warm-up: {total_updates=} {warmup_steps=}",
         )
         rest = optax.cosine_decay_schedule(learning_rate, total_updates - warmup_steps)
     elif schedule == "constant":
