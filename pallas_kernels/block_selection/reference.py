@@ -1,5 +1,7 @@
 """Block selection as its definition: all scores, one softmax, the top N."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -11,17 +13,35 @@ NOTHING_LOGIT = -1000.0  # the extra logit of "no block"
 LEAST_PROBABILITY = 1e-10  # a block at or below it is dropped
 
 
-def candidate_mask(
-    positions: Int[Array, "*B L"], num_slots: int, *, block_size, causal, mask_own_block
-) -> Bool[Array, "*B L slots"]:
-    """Marks the slots that each query may select."""
+class Candidates(NamedTuple):
+    """The slots that each query may select: `count` from `first` on, but for `excluded`.
+
+    Attributes:
+      first: int32[*B, L].
+      count: int32[*B, L], 0 at padding.
+      excluded: int32[*B, L], -1 for none.
+    """
+
+    first: Int[Array, "*B L"]
+    count: Int[Array, "*B L"]
+    excluded: Int[Array, "*B L"]
+
+
+def candidates(
+    positions: Int[Array, "*B L"], *, block_size: int, causal: bool, mask_own_block: bool
+) -> Candidates:
+    """Derives every query's candidate slots from `positions`."""
     row = blocks(positions, block_size=block_size, causal=causal)
-    slot = jnp.arange(num_slots, dtype=jnp.int32)
-    first = row.first_slot[..., None]
-    candidate = (slot >= first) & (slot < first + row.num_candidates[..., None])
+    excluded = jnp.full_like(positions, -1)
     if mask_own_block and not causal:
-        candidate &= slot != own_slot(positions, block_size=block_size)[..., None]
-    return candidate
+        excluded = own_slot(positions, block_size=block_size)
+    return Candidates(row.first_slot, row.num_candidates, excluded)
+
+
+def candidate_mask(row: Candidates, slot: Int[Array, " slots"]) -> Bool[Array, "*B L slots"]:
+    """Marks which of the given slots each query may select."""
+    first, count, excluded = (x[..., None] for x in row)
+    return (slot >= first) & (slot < first + count) & (slot != excluded)
 
 
 def select_top(probability: Float[Array, "*B slots"], num_selected: int):
@@ -62,8 +82,9 @@ def block_selection(
     logits = d**-0.5 * jnp.einsum(
         "blgd,bwgd->blgw", mean, at_least_f32(summary_keys), precision=jax.lax.Precision.HIGHEST
     )
-    candidate = candidate_mask(
-        positions, slots, block_size=block_size, causal=causal, mask_own_block=mask_own_block
+    row = candidates(
+        positions, block_size=block_size, causal=causal, mask_own_block=mask_own_block
     )
+    candidate = candidate_mask(row, jnp.arange(slots, dtype=jnp.int32))
     probability = block_probability(logits, candidate[:, :, None])
     return select_top(probability, num_selected)
