@@ -1,0 +1,1 @@
+"""Configs: data only. Every default stands in `common.py`, each file changes what differs."""

@@ -1,0 +1,19 @@
+"""Amazon Beauty 2014, 5-core: 22,363 users, 12,101 items, 198,502 events, half under 7 long.
+
+    python -m experiments.train --config=configs/amazon_beauty.py --workdir=runs/beauty
+
+Histories are short: the dense twin, `--config.model.attention=dense`, sees the same.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the config, locked."""
+    config = common.get_config()
+    config.data.name = "amazon_beauty"
+    config.model.embedding_dropout = 0.5
+    config.model.dropout = 0.4
+    return config.lock()

@@ -1,0 +1,78 @@
+"""Every default of every command, with the meaning of each value."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the defaults, unlocked. A data set's own file changes what differs and locks it."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # of initial weights, shuffling and dropout
+
+    config.data = ml_collections.ConfigDict()
+    config.data.name = ""  # a name that the registry of data sets knows
+    config.data.path = ""  # a file or folder to read instead of looking for one
+    config.data.cache_dir = ""  # of downloads and prepared data; "" = the user's cache folder
+    config.data.min_user_events = 1  # drop users with fewer events, and
+    config.data.min_item_events = 1  # items with fewer, until none is left to drop
+    config.data.repeats = "keep"  # "keep" | "drop_consecutive" | "latest" of each user and item
+    config.data.split = "leave_one_out"  # or "global_time"
+    config.data.valid_time = 0  # Unix seconds: where validation begins, for "global_time"
+    config.data.test_time = 0  # and where testing begins
+    config.data.row_length = 64  # tokens in a packed training row, at least model.max_length
+    config.data.num_workers = 0  # processes that prepare batches; any number, the same batches
+
+    config.model = ml_collections.ConfigDict()
+    config.model.attention = "blossom"  # | "ltis" | "stis" (one path alone) | "dense"
+    config.model.hidden_size = 64
+    config.model.inner_size = 256
+    config.model.num_layers = 2
+    config.model.num_heads = 4
+    config.model.num_kv_heads = 2
+    config.model.compress_block_size = 32
+    config.model.compress_stride = 16
+    config.model.selection_block_size = 16
+    config.model.num_selected_blocks = 4
+    config.model.window = 8
+    config.model.max_length = 50  # events that the model sees at most
+    config.model.selection_gradient = "none"  # or "straight_through"
+    config.model.dropout = 0.2
+    config.model.embedding_dropout = 0.2
+    config.model.causal = True
+    config.model.dtype = "float32"  # of activations; parameters are float32 always
+    config.model.implementation = ""  # of the attention ops; "" = the best for this device
+    config.model.layer_norm_epsilon = 1e-12
+
+    config.train = ml_collections.ConfigDict()
+    config.train.num_epochs = 200
+    config.train.num_steps = 0  # if set, it counts instead of num_epochs
+    config.train.batch_rows = 128  # packed rows a step, over all devices
+    config.train.target = "all"  # every position predicts its next item; or the "last" alone
+    config.train.learning_rate = 1e-3
+    config.train.warmup_steps = 100
+    config.train.schedule = "constant"  # after the warm-up; or "cosine" down to 0
+    config.train.weight_decay = 0.01
+    config.train.b1 = 0.9
+    config.train.b2 = 0.98
+    config.train.clip_norm = 1.0  # 0 = no clipping
+    config.train.accumulate_steps = 1  # steps averaged into one update
+    config.train.loss_chunk = 1024  # tokens whose logits exist at once
+    config.train.patience = 10  # evaluations without a better one before it stops; 0 = never
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.every_epochs = 1
+    config.eval.every_steps = 0  # if set, it counts instead of every_epochs
+    config.eval.batch_users = 256
+    config.eval.metric = "full/ndcg@10"  # of validation: chooses the checkpoint, stops early
+    config.eval.ks = (1, 5, 10, 20)
+    config.eval.num_negatives = 100
+    config.eval.negatives_seed = 0
+
+    config.checkpoint = ml_collections.ConfigDict()
+    config.checkpoint.every_steps = 0  # besides those at every evaluation; 0 = none
+    config.log = ml_collections.ConfigDict()
+    config.log.every_steps = 50
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.data = -1  # devices over which rows are split; -1 = all the rest
+    config.mesh.model = 1  # devices over which the item table is split
+    return config

@@ -1,0 +1,23 @@
+"""Gowalla, the check-ins of 1,000 users: 24,209 places, 157,251 events.
+
+    python -m experiments.train --config=configs/gowalla_1000.py --workdir=runs/gowalla_1000
+
+People return to places: 45% of the targets repeat one, so `full_keep` is the headline.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the config, locked."""
+    config = common.get_config()
+    config.data.name = "gowalla_1000"
+    config.data.row_length = 256
+    config.model.max_length = 200
+    config.model.dropout = 0.4
+    config.model.embedding_dropout = 0.5
+    config.train.batch_rows = 32
+    config.eval.metric = "full_keep/ndcg@10"
+    return config.lock()

@@ -1,0 +1,21 @@
+"""Yelp, reviews of 2019, 5-core: 30,431 users, 20,033 items, 316,354 events, half under 8 long.
+
+    python -m experiments.train --config=configs/yelp.py --workdir=runs/yelp
+
+Seven percent of the targets repeat an item of the history, so `full_keep` is the headline.
+Histories are short: the dense twin, `--config.model.attention=dense`, sees the same.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns the config, locked."""
+    config = common.get_config()
+    config.data.name = "yelp"
+    config.model.embedding_dropout = 0.5
+    config.model.dropout = 0.4
+    config.eval.metric = "full_keep/ndcg@10"
+    return config.lock()

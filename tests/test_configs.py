@@ -1,0 +1,61 @@
+"""Every config file: loads, is locked, has the keys of common and a docstring with its command."""
+
+import ast
+import importlib
+import inspect
+import pathlib
+
+import pytest
+
+from configs import common
+from experiments import _cli
+
+FILES = sorted(
+    path
+    for path in pathlib.Path(common.__file__).parent.glob("*.py")
+    if path.stem not in ("__init__", "common")
+)
+NAMES = [path.stem for path in FILES]
+
+
+def test_every_data_set_has_its_config():
+    assert set(NAMES) == {
+        *("amazon_beauty", "amazon_video_games", "custom", "gowalla", "gowalla_1000"),
+        *("ml_100k", "ml_1m", "ml_20m", "quickstart", "synthetic", "yelp"),
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_it_loads_locked_with_the_keys_and_types_of_common(path):
+    config = _cli.load_config(str(path))
+    assert config.is_locked
+    with pytest.raises(AttributeError):
+        config.model.no_such_key = 1
+    defaults, values = _cli.flatten(common.get_config()), _cli.flatten(config)
+    assert {k: type(v) for k, v in values.items()} == {k: type(v) for k, v in defaults.items()}
+    assert config.data.name
+    assert config.data.row_length >= config.model.max_length
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_its_docstring_has_the_command(path):
+    documentation = inspect.getdoc(importlib.import_module(f"configs.{path.stem}"))
+    assert f"python -m experiments.train --config=configs/{path.name} " in documentation
+
+
+@pytest.mark.parametrize("path", [*FILES, pathlib.Path(common.__file__)], ids=[*NAMES, "common"])
+def test_it_imports_nothing_but_ml_collections_and_configs(path):
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+    assert imported <= {"ml_collections", "configs"}
+
+
+def test_every_value_of_common_can_be_overridden():
+    config = common.get_config().lock()
+    for key, value in _cli.flatten(config).items():
+        _cli.override(config, key, str(value))
+        assert _cli.flatten(config)[key] == value
