@@ -1,0 +1,226 @@
+"""The training loop: steps, log lines, evaluations and checkpoints, until there is no more to gain.
+
+A run that was killed and started again does what an uninterrupted one does, to the bit: whatever
+the loop remembers is either in the training state or in `Progress`, and both are in every
+checkpoint.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+
+from blossom_jax.checkpoint import Checkpoints
+from blossom_jax.errors import NonFiniteError, UserError
+from blossom_jax.metric_log import MetricLog, Terminal
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """When what happens.
+
+    Attributes:
+      num_steps: Steps in the whole run.
+      log_every: Steps between two lines in the log.
+      evaluate_every: Steps between two evaluations; the last step is always evaluated.
+      checkpoint_every: Steps between two checkpoints besides those after evaluations; 0 = none.
+      patience: Evaluations without a better one after which the run stops; 0 = never.
+      metric: Of validation, higher is better; decides what is best.
+    """
+
+    num_steps: int
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
+    patience: int
+    metric: str
+
+    def __post_init__(self):
+        for name in ("num_steps", "log_every", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def logs(self, step: int) -> bool:
+        """Tells whether a line is due after a step."""
+        return step % self.log_every == 0 or step == self.num_steps
+
+    def evaluates(self, step: int) -> bool:
+        """Tells whether an evaluation is due after a step."""
+        return step % self.evaluate_every == 0 or step == self.num_steps
+
+    def saves(self, step: int) -> bool:
+        """Tells whether a checkpoint is due after a step."""
+        every = self.checkpoint_every
+        return self.evaluates(step) or (every > 0 and step % every == 0)
+
+    def reports(self, step: int) -> bool:
+        """Tells whether anything needs the losses of all steps up to this one."""
+        return self.logs(step) or self.saves(step)
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run remembers besides its training state, as JSON in every checkpoint.
+
+    Attributes:
+      input_state: State of the stream after the last batch that was trained on.
+      step: Steps taken.
+      loss_sum: Sum of the loss over the targets since the last line in the log.
+      count: Number of these targets.
+      best_step: Step of the best evaluation, 0 before the first.
+      best_metrics: What it measured.
+      stale_evaluations: Evaluations since then.
+      train_seconds: Time spent in `Trainer.fit`, over all parts of the run.
+    """
+
+    input_state: dict
+    step: int = 0
+    loss_sum: float = 0.0
+    count: float = 0.0
+    best_step: int = 0
+    best_metrics: dict = dataclasses.field(default_factory=dict)
+    stale_evaluations: int = 0
+    train_seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """Trains one model.
+
+    Attributes:
+      train_step: `(state, batch) -> (state, metrics)` as in `train_step.py`.
+      evaluate: Turns parameters into validation metrics by name.
+      schedule: When what happens.
+      checkpoints: Where the state is saved.
+      log: Where metrics are written.
+      terminal: Where they are shown.
+    """
+
+    train_step: Callable[[dict, dict], tuple[dict, dict]]
+    evaluate: Callable[[object], dict[str, float]]
+    schedule: Schedule
+    checkpoints: Checkpoints
+    log: MetricLog
+    terminal: Terminal
+
+    def fit(
+        self, state: dict, progress: Progress, batches: Iterator[tuple[dict, dict]]
+    ) -> tuple[dict, Progress]:
+        """Trains until the last step, the end of patience, or a SIGTERM.
+
+        Args:
+          state: Training state; donated.
+          progress: Where it stands; updated in place.
+          batches: Yields (batch on the devices, state of the stream after it).
+
+        Returns:
+          Both, as they are in the last checkpoint.
+
+        Raises:
+          NonFiniteError: At a loss or gradient that is not finite, with the step.
+        """
+        began = time.monotonic() - progress.train_seconds
+        running = collections.deque()  # steps that the device may still be at work on
+        with _sigterm() as terminated:
+            stop = False
+            while not (stop or self.finished(progress)):
+                batch, progress.input_state = next(batches)
+                with jax.transfer_guard("disallow"):
+                    state, metrics = self.train_step(state, batch)
+                progress.step += 1
+                running.append((progress.step, metrics))
+                self.terminal.advance()
+                stop = terminated.is_set()
+
+                # Looking at the step before, while this one runs, never keeps the device waiting.
+                allowed = 0 if stop or self.schedule.reports(progress.step) else 1
+                while len(running) > allowed:
+                    grad_norm = self._add_loss(progress, *running.popleft())
+
+                if self.schedule.logs(progress.step):
+                    self._log_loss(progress, grad_norm)
+                if self.schedule.evaluates(progress.step):
+                    self._evaluate(progress, state["params"])
+                if stop or self.schedule.saves(progress.step):
+                    progress.train_seconds = time.monotonic() - began
+                    self._save(state, progress)
+        return state, progress
+
+    def finished(self, progress: Progress) -> bool:
+        """Tells whether there is nothing left to train."""
+        out_of_patience = 0 < self.schedule.patience <= progress.stale_evaluations
+        return progress.step >= self.schedule.num_steps or out_of_patience
+
+    def _add_loss(self, progress: Progress, step: int, metrics: dict) -> float:
+        """Waits for a step, adds up its loss, and returns the norm of its gradients."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not all(map(math.isfinite, values.values())):
+            raise NonFiniteError(
+                f"loss or gradient is not finite at step {step} ({values}); "
+                "the checkpoints are of earlier steps"
+            )
+        progress.loss_sum += values["loss_sum"]
+        progress.count += values["count"]
+        return values["grad_norm"]
+
+    def _log_loss(self, progress: Progress, grad_norm: float) -> None:
+        loss = progress.loss_sum / max(progress.count, 1.0)
+        values = {"loss": loss, "grad_norm": grad_norm, "targets": progress.count}
+        self.log.write(progress.step, "train", values)
+        self.terminal.report(progress.step, loss, progress.count)
+        progress.loss_sum = progress.count = 0.0
+
+    def _evaluate(self, progress: Progress, params: object) -> None:
+        metric = self.schedule.metric
+        with self.terminal.paused():
+            metrics = self.evaluate(params)
+        if metric not in metrics:
+            raise UserError(f"eval.metric={metric!r} is none of those measured: {sorted(metrics)}")
+        self.log.write(progress.step, "valid", metrics)
+        is_best = metrics[metric] > progress.best_metrics.get(metric, -math.inf)
+        if is_best:
+            progress.best_step, progress.best_metrics = progress.step, metrics
+        progress.stale_evaluations = 0 if is_best else progress.stale_evaluations + 1
+        best = "best so far" if is_best else f"best is step {progress.best_step:,}"
+        self.terminal.say(f"step {progress.step:,}  valid {metric} {metrics[metric]:.4f}  ({best})")
+
+    def _save(self, state: dict, progress: Progress) -> None:
+        self.checkpoints.save(
+            progress.step, state, dataclasses.asdict(progress), best_step=progress.best_step
+        )
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """Sets an event at SIGTERM, so that a step can be finished and saved, instead of dying."""
+    terminated = threading.Event()
+    previous = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    try:
+        yield terminated
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def on_device(stream, where: jax.sharding.Sharding, depth: int = 2) -> Iterator[tuple[dict, dict]]:
+    """Yields (batch on the devices, state of the stream after it), `depth` batches ahead.
+
+    Args:
+      stream: Iterates this host's part of each batch, and has `get_state()`.
+      where: How the whole batch is split over devices.
+      depth: Batches on their way to the device while one is used.
+    """
+    ahead = collections.deque()
+    for batch in stream:
+        on_devices = {
+            name: jax.make_array_from_process_local_data(where, array)
+            for name, array in batch.items()
+        }
+        ahead.append((on_devices, stream.get_state()))
+        if len(ahead) > depth:
+            yield ahead.popleft()
