@@ -49,7 +49,7 @@ WHOLE := $(shell test ! -e $(VENV)/.unfinished \
 
 $(VENV)/.installed-$(EXTRAS): pyproject.toml constraints.txt $(if $(WHOLE),,fresh-venv)
 	@touch $(VENV)/.unfinished
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.$(EXTRAS:%=[%])'
 	@mv $(VENV)/.unfinished $@
 
 # Candidates are run, not looked up: a pyenv shim is on the PATH even where its Python is not.
