@@ -1,0 +1,258 @@
+"""Attention modules: BlossomRec's two sparse paths, and the dense attention it is compared with."""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from blossom_jax import layers
+from blossom_jax.compression import KeyCompressor
+from blossom_jax.config import ModelConfig
+from pallas_kernels import block_selection, blossom_attention, power_attention, selected_attention
+from pallas_kernels.positions import sequence_start
+
+ROPE_THETA = 10000.0
+
+
+def rotate(x: Float[Array, "B L heads D"], positions: Int[Array, "B L"]) -> Array:
+    """Turns interleaved pairs by position-dependent angles (RoPE, arXiv 2104.09864), in f32.
+
+    Args:
+      x: Queries or keys.
+      positions: Position of each token inside its own sequence.
+
+    Returns:
+      The rotated x, in its own dtype.
+    """
+    d = x.shape[-1]
+    frequency = jnp.asarray(ROPE_THETA ** (-np.arange(0, d, 2) / d), jnp.float32)
+    angle = positions[:, :, None, None] * frequency  # [B, L, 1, D/2]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
+    turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
+
+
+class BlossomAttention(nnx.Module):
+    """Long-term and short-term sparse attention fused by a gate (arXiv 2512.13368), or one path.
+
+    `config.attention` chooses: "blossom" for both and the gate; "ltis" or "stis" for that path
+    alone, which has no gate (and, for "stis", no compressor).
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, gate_bias: tuple[float, float] = (0.0, 0.0), rngs: nnx.Rngs
+    ):
+        """Initialises the parameters.
+
+        Args:
+          config: Sizes and switches.
+          gate_bias: Initial bias of the (long-term, short-term) gates. The authors' full model
+            starts at 0, their attention alone at (-2, 2).
+          rngs: Source of the initial weights.
+        """
+        hidden, num_heads = config.hidden_size, config.num_heads
+        self.config = config
+        self.qkv = _qkv_projection(config, rngs)
+        if config.attention == "blossom":
+            self.gate = layers.linear(hidden, num_heads * 2, config, rngs=rngs)
+            self.gate.bias.set_value(jnp.tile(jnp.array(gate_bias, jnp.float32), num_heads))
+        if config.attention != "stis":
+            self.compressor = KeyCompressor(config, rngs=rngs)
+        self.out = layers.linear(hidden, hidden, config, use_bias=False, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B L M"], positions: Int[Array, "B L"], *, packed: bool = True
+    ) -> Float[Array, "B L M"]:
+        """Attends inside each sequence.
+
+        Args:
+          x: Activations.
+          positions: int32, position of each token inside its own sequence, -1 at padding.
+          packed: Without effect, since packed rows cost these paths nothing; `DenseAttention`
+            gains from knowing.
+
+        Returns:
+          Activations in the config's dtype, zero at padding.
+        """
+        q, k, v = _rotated_heads(self.qkv(x), positions, self.config)
+        if self.config.attention == "blossom":
+            gate = jax.nn.sigmoid(self.gate(x).astype(jnp.float32)).reshape(*q.shape[:3], 2)
+            attended = self._both_paths(q, k, v, gate, positions)
+        elif self.config.attention == "ltis":
+            attended = self._long_term(q, k, v, positions)
+        else:
+            attended = self._short_term(q, k, v, positions)
+        return self.out(attended.reshape(x.shape))
+
+    def _both_paths(self, q, k, v, gate, positions):
+        return blossom_attention(
+            q,
+            k,
+            v,
+            self._summary_keys(k, positions),
+            gate,
+            positions,
+            block_size=self.config.selection_block_size,
+            num_selected=self.config.num_selected_blocks,
+            window=self.config.window,
+            mask_own_block=self._mask_own_block,
+            selection_gradient=self.config.selection_gradient,
+            max_history=self.config.max_length,
+            **self._causal_and_implementation,
+        )
+
+    def _long_term(self, q, k, v, positions):
+        slots, probability = block_selection(
+            q,
+            self._summary_keys(k, positions),
+            positions,
+            block_size=self.config.selection_block_size,
+            num_selected=self.config.num_selected_blocks,
+            mask_own_block=self._mask_own_block,
+            **self._causal_and_implementation,
+        )
+        return selected_attention(
+            q,
+            k,
+            v,
+            slots,
+            probability,
+            positions,
+            block_size=self.config.selection_block_size,
+            selection_gradient=self.config.selection_gradient,
+            **self._causal_and_implementation,
+        )
+
+    def _short_term(self, q, k, v, positions):
+        return power_attention(
+            q,
+            k,
+            v,
+            positions,
+            window=self.config.window,
+            max_history=self.config.max_length,
+            **self._causal_and_implementation,
+        )
+
+    def _summary_keys(self, k, positions):
+        keys = self.compressor(k, positions)
+        trains = self.config.selection_gradient != "none"
+        return keys if trains else jax.lax.stop_gradient(keys)
+
+    @property
+    def _mask_own_block(self) -> bool:
+        overlap = self.config.selection_block_size != self.config.compress_stride
+        return not self.config.causal and overlap
+
+    @property
+    def _causal_and_implementation(self) -> dict:
+        implementation = self.config.implementation or None
+        return {"causal": self.config.causal, "implementation": implementation}
+
+
+class DenseAttention(nnx.Module):
+    """Attention to every earlier token of the sequence: what BlossomRec is compared with."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        """Initialises the parameters.
+
+        Args:
+          config: Sizes and switches.
+          rngs: Source of the initial weights.
+        """
+        hidden = config.hidden_size
+        self.config = config
+        self.qkv = _qkv_projection(config, rngs)
+        self.out = layers.linear(hidden, hidden, config, use_bias=False, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B L M"], positions: Int[Array, "B L"], *, packed: bool = True
+    ) -> Float[Array, "B L M"]:
+        """Attends inside each sequence.
+
+        Args:
+          x: Activations.
+          positions: int32, position of each token inside its own sequence, -1 at padding.
+          packed: Whether a row may hold several sequences. False promises one, from the row's
+            first token on, which cuDNN can serve.
+
+        Returns:
+          Activations in the config's dtype, zero at padding.
+
+        Raises:
+          NotImplementedError: cuDNN was asked for by name and the rows are packed.
+        """
+        q, k, v = _rotated_heads(self.qkv(x), positions, self.config)
+        real = positions >= 0
+        if self.implementation(packed=packed) == "cudnn":
+            length = jnp.maximum(real.sum(-1, dtype=jnp.int32), 1)  # softmax needs one key
+            masking = {
+                "implementation": "cudnn",
+                "is_causal": self.config.causal,
+                "query_seq_lengths": length,
+                "key_value_seq_lengths": length,
+            }
+        else:
+            masking = {
+                "implementation": "xla",
+                "mask": _segment_mask(positions, self.config.causal),
+            }
+        attended = jax.nn.dot_product_attention(q, k, v, **masking)
+        attended = jnp.where(real[:, :, None, None], attended, 0)
+        return self.out(attended.reshape(x.shape))
+
+    def implementation(self, *, packed: bool) -> str:
+        """Says what serves a call here: "cudnn" or "xla"; the log says it too, once.
+
+        Args:
+          packed: As in the call.
+        """
+        named = self.config.implementation
+        if named == "cudnn" and packed:
+            raise NotImplementedError("cuDNN has no segment mask: it cannot serve packed=True")
+        chosen = named or ("cudnn" if not packed and _cudnn_runs(self.config) else "xla")
+        _log_once("dense attention runs on %s, packed=%s", chosen, packed)
+        return chosen
+
+
+def make_attention(config: ModelConfig, *, rngs: nnx.Rngs) -> BlossomAttention | DenseAttention:
+    """Builds the attention that `config.attention` names."""
+    return (DenseAttention if config.attention == "dense" else BlossomAttention)(config, rngs=rngs)
+
+
+def _qkv_projection(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear:
+    heads = config.num_heads + 2 * config.num_kv_heads
+    width = heads * config.head_size
+    return layers.linear(config.hidden_size, width, config, use_bias=False, rngs=rngs)
+
+
+def _rotated_heads(qkv, positions, config: ModelConfig):
+    """Splits a projection into q [B, L, H, D], k and v [B, L, G, D]; rotates q and k."""
+    h, g = config.num_heads, config.num_kv_heads
+    heads = qkv.reshape(*qkv.shape[:2], h + 2 * g, config.head_size)
+    rotated = rotate(heads[:, :, : h + g], positions)
+    return rotated[:, :, :h], rotated[:, :, h:], heads[:, :, h + g :]
+
+
+def _segment_mask(positions: Int[Array, "B L"], causal: bool) -> Bool[Array, "B 1 L L"]:
+    """Tells which key (last axis) stands in the query's own sequence, and not after it."""
+    start = sequence_start(positions)
+    mask = (start[:, :, None] == start[:, None]) & (positions >= 0)[:, None]
+    return (jnp.tril(mask) if causal else mask)[:, None]
+
+
+def _cudnn_runs(config: ModelConfig) -> bool:
+    """Tells whether cuDNN's attention serves these sizes on the first local device."""
+    device = jax.local_devices()[0]
+    sizes_fit = config.dtype == "bfloat16" and config.head_size % 8 == 0 and config.head_size <= 128
+    return device.platform == "gpu" and float(device.compute_capability) >= 8.0 and sizes_fit
+
+
+@functools.cache
+def _log_once(message: str, *arguments) -> None:
+    logging.getLogger(__name__).info(message, *arguments)
