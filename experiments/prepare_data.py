@@ -1,0 +1,99 @@
+r"""Prepares an interaction log for training, and prints its size and the command to train on it.
+
+python -m experiments.prepare_data --input log.csv --user-column user --item-column item \
+        --time-column time --output data/mine --min-user-events 5 --min-item-events 5
+
+python -m experiments.prepare_data --dataset ml_100k
+"""
+
+import argparse
+import pathlib
+import shlex
+from collections.abc import Sequence
+
+import numpy as np
+
+from blossom_jax.data import interactions, load_dataset, split
+from blossom_jax.data.column_formats import Columns
+from blossom_jax.data.filters import REPEATS
+from blossom_jax.data.formats import FORMATS, guess_format, read_table
+from blossom_jax.data.interactions import Interactions
+from blossom_jax.data.load import NAMES
+from blossom_jax.errors import UserError
+from experiments import _cli
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command."""
+    arguments = _parser().parse_args(argv)
+    if bool(arguments.dataset) == bool(arguments.input):
+        raise UserError("give either --input FILE with --output DIR, or --dataset NAME")
+    if arguments.output:
+        interactions.refuse_foreign(arguments.output)
+    filters = {
+        "min_user_events": arguments.min_user_events,
+        "min_item_events": arguments.min_item_events,
+        "repeats": arguments.repeats,
+    }
+    if arguments.dataset:
+        log = load_dataset(arguments.dataset, **filters)
+    else:
+        log = _read_input(arguments, filters)
+    if arguments.output:
+        interactions.save(log, arguments.output)
+    _report(log, arguments.output or log.directory, f"runs/{arguments.dataset or 'custom'}")
+
+
+def _parser() -> _cli.ArgumentParser:
+    parser = _cli.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    named = ", ".join(name for name in NAMES if name != "custom")
+    add("--input", metavar="FILE", help="a log to prepare")
+    add("--dataset", metavar="NAME", help=f"or a data set known by name: {named}")
+    add("--output", metavar="DIR", help="folder to write; with --dataset, the cache by default")
+    add("--format", choices=FORMATS, help="of --input; its suffix tells where this is left out")
+    add("--user-column", default="", metavar="NAME", help="column with the user's id")
+    add("--item-column", default="", metavar="NAME", help="column with the item's id")
+    add("--time-column", default="", metavar="NAME", help="column with the time; none = file order")
+    add("--newest-first", action="store_true", help="rows run backwards in time")
+    add("--min-user-events", type=int, default=1, metavar="N", help="drop users with fewer events")
+    add("--min-item-events", type=int, default=1, metavar="N", help="drop items with fewer events")
+    add("--repeats", choices=tuple(REPEATS), default="keep", help="what to do with repeated items")
+    return parser
+
+
+def _read_input(arguments: argparse.Namespace, filters: dict) -> Interactions:
+    if not arguments.output:
+        raise UserError("--input needs --output DIR")
+    path = pathlib.Path(arguments.input)
+    columns = Columns(arguments.user_column, arguments.item_column, arguments.time_column)
+    table = read_table(path, arguments.format or guess_format(path), columns)
+    if arguments.newest_first:
+        table = table.reverse()
+    card = {"source": path.name, "newest_first": arguments.newest_first}
+    return interactions.from_table(table, name=path.stem, card=card, **filters)
+
+
+def _report(log: Interactions, directory: str, workdir: str) -> None:
+    lengths = np.diff(log.offsets)
+    test = split.leave_one_out(log).card["test"]
+    for step in log.card["sizes"]:
+        print("{filter:>24}: {users:,} users, {items:,} items, {events:,} events".format(**step))
+    print(
+        f"{'history length':>24}: mean {lengths.mean():.2f}, median {np.median(lengths):g}, "
+        f"min {lengths.min()}, max {lengths.max():,}"
+    )
+    print(
+        f"{'leave-one-out':>24}: {test['users']:,} users asked, "
+        f"{test['repeated_target_share']:.1%} of targets repeated, "
+        f"{test['target_unseen_in_training_share']:.1%} unseen in training"
+    )
+    print(f"{'prepared log':>24}: {directory}")
+    print(
+        f"train on it with: python -m experiments.train --config=configs/custom.py "
+        f"--config.data.path={shlex.quote(str(directory))} --workdir={workdir}"
+    )
+
+
+if __name__ == "__main__":
+    _cli.run(main)
