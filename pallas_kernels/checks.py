@@ -73,7 +73,7 @@ def check_selection_gradient(selection_gradient: str) -> None:
 
 
 def check_max_history(max_history: int | None, length: int) -> int:
-    """Returns the static bound on positions: `max_history`, or the row length where none is given."""
+    """Returns the static bound on positions: `max_history`, or the row length without one."""
     if max_history is None:
         return length
     check_at_least_one(max_history=max_history)
@@ -81,6 +81,6 @@ def check_max_history(max_history: int | None, length: int) -> int:
 
 
 def without_padding(positions, *arrays):
-    """Zeroes [B, L, ...] arrays at padding, so that neither their content nor its gradient counts."""
+    """Zeroes [B, L, ...] arrays at padding, so that neither content nor gradient counts."""
     real = positions >= 0
     return tuple(jnp.where(real[:, :, None, None], x, jnp.zeros((), x.dtype)) for x in arrays)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-QUERIES_AT_ONCE = 1024  # over all rows of a batch: large enough for vector units, small for caches
+QUERIES_AT_ONCE = 128  # over all rows of a batch: their gathered keys should stay in the caches
 
 
 def tile_length(batch: int, length: int) -> int:
@@ -26,5 +26,6 @@ def split(x: Shaped[Array, "B L *rest"], tile: int, fill=0) -> Shaped[Array, "ti
 
 def join(x: Shaped[Array, "tiles B T *rest"], length: int) -> Shaped[Array, "B L *rest"]:
     """Takes back `split`."""
-    x = jnp.moveaxis(x, 0, 1)
-    return jax.lax.slice_in_dim(x.reshape(x.shape[0], -1, *x.shape[3:]), 0, length, axis=1)
+    count, batch, tile = x.shape[:3]
+    x = jnp.moveaxis(x, 0, 1).reshape(batch, count * tile, *x.shape[3:])
+    return jax.lax.slice_in_dim(x, 0, length, axis=1)

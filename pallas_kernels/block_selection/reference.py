@@ -82,9 +82,7 @@ def block_selection(
     logits = d**-0.5 * jnp.einsum(
         "blgd,bwgd->blgw", mean, at_least_f32(summary_keys), precision=jax.lax.Precision.HIGHEST
     )
-    row = candidates(
-        positions, block_size=block_size, causal=causal, mask_own_block=mask_own_block
-    )
+    row = candidates(positions, block_size=block_size, causal=causal, mask_own_block=mask_own_block)
     candidate = candidate_mask(row, jnp.arange(slots, dtype=jnp.int32))
     probability = block_probability(logits, candidate[:, :, None])
     return select_top(probability, num_selected)

@@ -98,7 +98,5 @@ def block_selection(
     b, length, h, d = q.shape
     g = summary_keys.shape[2]
     mean_query = at_least_f32(q).reshape(b, length, g, h // g, d).mean(3) * d**-0.5
-    row = candidates(
-        positions, block_size=block_size, causal=causal, mask_own_block=mask_own_block
-    )
+    row = candidates(positions, block_size=block_size, causal=causal, mask_own_block=mask_own_block)
     return _select(mean_query, at_least_f32(summary_keys), row, num_selected)

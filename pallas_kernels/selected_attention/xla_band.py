@@ -99,9 +99,7 @@ def band_attention(
         origin, query, first_slot, count, last, first, keys, values, summary, slot = xs
         row = Candidates(first_slot - origin // block_size, count, jnp.full_like(count, -1))
         seen = (first - origin, jnp.where(last >= 0, last - origin, -1))
-        return _attend_chunk(
-            query, keys, values, summary, row, seen, slot - origin // block_size
-        )
+        return _attend_chunk(query, keys, values, summary, row, seen, slot - origin // block_size)
 
     out = jax.lax.map(step, (origin, *by_query, first, *band, summary, slot))
     return join(out, length).reshape(q.shape).astype(q.dtype)
