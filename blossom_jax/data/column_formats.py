@@ -122,8 +122,9 @@ def _select(table: pl.DataFrame, columns: Columns) -> pl.DataFrame:
 
 
 def _records_of_csv(file: Iterable[str], separator: str, quote: str | None):
-    quoting = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
-    return csv.reader(file, delimiter=separator, quotechar=quote, quoting=quoting)
+    if quote is None:
+        return csv.reader(file, delimiter=separator, quoting=csv.QUOTE_NONE)
+    return csv.reader(file, delimiter=separator, quotechar=quote)
 
 
 def _locate_record(path: pathlib.Path, separator: str, quote: str | None, row: int) -> str:

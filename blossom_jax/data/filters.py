@@ -100,8 +100,8 @@ def _rules(
 
 
 def _step(filter: str, users: np.ndarray, items: np.ndarray) -> Step:
-    present = [int(np.count_nonzero(np.bincount(codes))) for codes in (users, items)]
-    return Step(filter, *present, len(users))
+    distinct = [int(np.count_nonzero(np.bincount(codes))) for codes in (users, items)]
+    return Step(filter, users=distinct[0], items=distinct[1], events=len(users))
 
 
 def describe_drops(steps: list[Step]) -> str:

@@ -76,7 +76,7 @@ class Interactions:
         times = np.empty(0, np.int64) if self.times is None else self.times
         for array in (self.items, times, self.offsets):
             digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         for ids in (self.user_ids, self.item_ids):
             digest.update(_lines(ids).encode())
         return digest.hexdigest()
@@ -252,7 +252,9 @@ def load(directory: str | pathlib.Path) -> Interactions:
     try:
         return _read(directory)
     except (OSError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{directory} is damaged; delete it and prepare it again: {error}") from error
+        raise UserError(
+            f"{directory} is damaged; delete it and prepare it again: {error}"
+        ) from error
 
 
 def _read(directory: pathlib.Path) -> Interactions:

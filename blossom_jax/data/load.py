@@ -1,5 +1,6 @@
 """Opens a data set by name: finds or fetches it, prepares it once, and reuses the prepared copy."""
 
+import functools
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ import polars as pl
 from blossom_jax.data import interactions, synthetic
 from blossom_jax.data.formats import read_table
 from blossom_jax.data.interactions import Interactions, from_table
-from blossom_jax.data.registry import DATASETS
+from blossom_jax.data.registry import DATASETS, SYNTHETIC
 from blossom_jax.data.sources import Found, find_or_download
 from blossom_jax.errors import UserError
 
@@ -58,8 +59,6 @@ def load_dataset(
     }
     if path:
         return _load_folder(path, filters)
-    if name not in NAMES:
-        raise UserError(f"unknown data set {name!r}; known: {', '.join(NAMES)}")
     if name == "custom":
         raise UserError(
             "data.name=custom needs data.path=DIR, a folder written by "
@@ -67,13 +66,14 @@ def load_dataset(
         )
     cache = pathlib.Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
     if name == "synthetic":
-        source = {"source": "synthetic.generate", **synthetic.generate.__kwdefaults__}
-        read = synthetic.generate
-    else:
-        _show_terms(name, cache)
-        found = find_or_download(DATASETS[name].files, cache)
-        source, read = _describe(name, found), lambda: _read_file(found)
-    return _prepare_once(cache, name, source, filters, read)
+        make = functools.partial(synthetic.generate, **SYNTHETIC)
+        return _prepare_once(cache, name, {"source": "generated", **SYNTHETIC}, filters, make)
+    if name not in DATASETS:
+        raise UserError(f"unknown data set {name!r}; known: {', '.join(NAMES)}")
+    _show_terms(name, cache)
+    found = find_or_download(DATASETS[name].files, cache)
+    read = functools.partial(_read_file, found)
+    return _prepare_once(cache, name, _describe(name, found), filters, read)
 
 
 def _describe(name: str, found: Found) -> dict:

@@ -191,6 +191,9 @@ _GOWALLA_NYC = File(
     newest_first=True,
 )
 
+# The arguments of synthetic.generate for the data set of that name.
+SYNTHETIC = {"num_users": 2000, "num_items": 1000, "history_length": 128, "seed": 0}
+
 DATASETS: dict[str, Dataset] = {
     "ml_1m": Dataset((_ML_1M_TIMES, _ML_1M), MOVIELENS),
     "ml_100k": Dataset((_ML_100K,), MOVIELENS),

@@ -19,7 +19,7 @@ import tempfile
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, NamedTuple
 
 from blossom_jax.data.registry import File, Package, Url
@@ -37,7 +37,7 @@ _PIP_OPTIONS = (
     "--retries=1",
 )
 _CHUNK = 1 << 20
-_OPENERS = {"": open, ".xz": lzma.open, ".gz": gzip.open}
+_OPENERS: dict[str, Callable[..., IO[bytes]]] = {"": open, ".xz": lzma.open, ".gz": gzip.open}
 _DAMAGE = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
 _FAILURES = (
     *_DAMAGE,
@@ -181,8 +181,10 @@ def _open(source: Url | Package) -> Iterator[tuple[IO[bytes], str]]:
     """Yields the wanted file as a stream, and the sha256 of the download that holds it."""
     print(f"fetching {source}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        fetch = _fetch_package if isinstance(source, Package) else _fetch_url
-        download = fetch(source, pathlib.Path(folder))
+        if isinstance(source, Package):
+            download = _fetch_package(source, pathlib.Path(folder))
+        else:
+            download = _fetch_url(source, pathlib.Path(folder))
         digest = _digest(download)
         if source.member:
             with zipfile.ZipFile(download) as archive, _member(archive, source) as stream:

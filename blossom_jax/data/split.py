@@ -79,13 +79,14 @@ def global_time(interactions: Interactions, *, valid_time: int, test_time: int) 
       UserError: A log without times, boundaries out of order, or one that leaves nothing to train
         on or nothing to ask (says what times the log spans).
     """
-    if interactions.times is None:
+    times = interactions.times
+    if times is None:
         raise UserError(f"{interactions.name} has no times; use split=leave_one_out")
     if valid_time >= test_time:
         raise UserError(f"{valid_time=} must be earlier than {test_time=}")
     begin, end = interactions.offsets[:-1], interactions.offsets[1:]
-    train_end = begin + _events_before(interactions, valid_time)
-    test_begin = begin + _events_before(interactions, test_time)
+    train_end = begin + _events_before(times, interactions.offsets, valid_time)
+    test_begin = begin + _events_before(times, interactions.offsets, test_time)
     valid_users = np.flatnonzero((begin < train_end) & (train_end < test_begin))
     test_users = np.flatnonzero((begin < test_begin) & (test_begin < end))
     new_in_valid = (begin == train_end) & (train_end < test_begin)
@@ -102,18 +103,20 @@ def global_time(interactions: Interactions, *, valid_time: int, test_time: int) 
             "test_users_without_history": int(new_in_test.sum()),
         },
     )
-    _refuse_empty(interactions, split)
+    _refuse_empty(split, interactions.offsets[:-1], f"{times.min()} to {times.max()}")
     return _describe(interactions, split)
 
 
-def _events_before(interactions: Interactions, time: int) -> Int[np.ndarray, "users"]:
-    running = np.concatenate([[0], np.cumsum(interactions.times < time)])
-    return np.diff(running[interactions.offsets])
+def _events_before(
+    times: Int[np.ndarray, "events"], offsets: Int[np.ndarray, "users_plus_1"], moment: int
+) -> Int[np.ndarray, "users"]:
+    running = np.concatenate([[0], np.cumsum(times < moment)])
+    return np.diff(running[offsets])
 
 
-def _refuse_empty(interactions: Interactions, split: Split) -> None:
+def _refuse_empty(split: Split, begin: Int[np.ndarray, "users"], span: str) -> None:
     parts = {
-        "train on": (split.train_end > interactions.offsets[:-1]).sum(),
+        "train on": (split.train_end > begin).sum(),
         "validate on": len(split.valid.users),
         "test on": len(split.test.users),
     }
@@ -121,8 +124,7 @@ def _refuse_empty(interactions: Interactions, split: Split) -> None:
         if not users:
             raise UserError(
                 f"valid_time={split.card['valid_time']} and test_time={split.card['test_time']} "
-                f"leave no user to {purpose}; {interactions.name} spans the times "
-                f"{interactions.times.min()} to {interactions.times.max()}"
+                f"leave no user to {purpose}; the log spans {span}"
             )
 
 

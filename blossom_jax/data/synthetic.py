@@ -33,9 +33,7 @@ _FIRST_SECOND = 1_600_000_000
 _HOUR = 3600
 
 
-def generate(
-    *, num_users: int = 2000, num_items: int = 1000, history_length: int = 256, seed: int = 0
-) -> pl.DataFrame:
+def generate(*, num_users: int, num_items: int, history_length: int, seed: int) -> pl.DataFrame:
     """Makes the log.
 
     Args:
