@@ -20,7 +20,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from blossom_jax.data.registry import File, Package, Url
 from blossom_jax.errors import UserError
@@ -37,7 +37,7 @@ _PIP_OPTIONS = (
     "--retries=1",
 )
 _CHUNK = 1 << 20
-_OPENERS: dict[str, Callable[..., IO[bytes]]] = {"": open, ".xz": lzma.open, ".gz": gzip.open}
+_OPENERS: dict[str, Callable[..., Any]] = {"": open, ".xz": lzma.open, ".gz": gzip.open}
 _DAMAGE = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
 _FAILURES = (
     *_DAMAGE,
@@ -78,31 +78,27 @@ def find_or_download(files: Sequence[File], cache_dir: str | pathlib.Path) -> Fo
 
 
 def _find(file: File, cache: pathlib.Path) -> Found | None:
-    downloads = cache / "downloads"
-    expected = file.sha256 or _recorded(downloads, file)
-    for folder, sha256 in ((_data_folder(), file.sha256), (downloads, expected)):
+    for folder, expected in _places(file, cache):
         for suffix, opener in _OPENERS.items():
-            if folder is None or not (path := folder / (file.name + suffix)).is_file():
-                continue
-            if not suffix:
-                return Found(path, _check(path, _digest(path), sha256), file)
-            with _named_if_broken(path), opener(path, "rb") as stream:
+            path = folder / (file.name + suffix)
+            if path.is_file() and not suffix:
+                return Found(path, _check(path, _digest(path), expected), file)
+            if path.is_file():
                 target = cache / "expanded" / file.name
-                return Found(target, _store(stream, target, sha256, path), file)
+                with _named_if_broken(path), opener(path, "rb") as stream:
+                    return Found(target, _store(stream, target, expected, path), file)
     return None
 
 
-def _data_folder() -> pathlib.Path | None:
-    if not (name := os.environ.get("BLOSSOM_DATA")):
-        return None
-    if not (folder := pathlib.Path(name)).is_dir():
-        raise UserError(f"BLOSSOM_DATA={name} is not a folder")
-    return folder
-
-
-def _recorded(downloads: pathlib.Path, file: File) -> str:
-    record = downloads / f"{file.name}.sha256"
-    return record.read_text().split()[0] if record.is_file() else ""
+def _places(file: File, cache: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
+    """Yields each folder to look in, and the sha256 that a file there must have, if any."""
+    if name := os.environ.get("BLOSSOM_DATA"):
+        if not os.path.isdir(name):
+            raise UserError(f"BLOSSOM_DATA={name} is not a folder")
+        yield pathlib.Path(name), file.sha256
+    record = cache / "downloads" / f"{file.name}.sha256"
+    recorded = record.read_text().split()[0] if record.is_file() else ""
+    yield cache / "downloads", file.sha256 or recorded
 
 
 @contextlib.contextmanager
