@@ -1,0 +1,152 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from blossom_jax import losses, sharding
+
+NUM_ITEMS, ROWS, SIZE, TOKENS = 45, 64, 8, 48
+
+
+def dense_formula(hidden, table, targets, include_padding=False, num_items=NUM_ITEMS):
+    """Loss and gradients in float64 NumPy, with all logits at once."""
+    hidden, table = np.asarray(hidden, np.float64), np.asarray(table, np.float64)
+    first = 0 if include_padding else 1
+    loss, dhidden, dtable = 0.0, np.zeros_like(hidden), np.zeros_like(table)
+    for t, target in enumerate(targets):
+        if target == 0:
+            continue
+        items = table[first : num_items + 1]
+        logits = items @ hidden[t]
+        lse = logits.max() + np.log(np.exp(logits - logits.max()).sum())
+        loss += lse - table[target] @ hidden[t]
+        p = np.exp(logits - lse)
+        dhidden[t] = p @ items - table[target]
+        dtable[first : num_items + 1] += np.outer(p, hidden[t])
+        dtable[target] -= hidden[t]
+    return loss, dhidden, dtable
+
+
+def inputs(seed=0, *, scale=1.0, with_target=0.6):
+    rng = np.random.default_rng(seed)
+    hidden = rng.standard_normal((TOKENS, SIZE)).astype(np.float32) * scale
+    table = rng.standard_normal((ROWS, SIZE)).astype(np.float32)
+    targets = rng.integers(1, NUM_ITEMS + 1, TOKENS)
+    targets[rng.random(TOKENS) > with_target] = 0
+    return hidden, table, targets.astype(np.int32)
+
+
+def loss_and_gradients(hidden, table, targets, **options):
+    options = {"num_items": NUM_ITEMS, "chunk": 7, **options}
+    loss = functools.partial(losses.full_cross_entropy, **options)
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (value, count), gradients = run(hidden, table, targets)
+    assert count == np.sum(np.asarray(targets) > 0)
+    return value, *gradients
+
+
+def assert_equal_to_dense(found, hidden, table, targets, tolerance=1e-6, **options):
+    for ours, dense in zip(found, dense_formula(hidden, table, targets, **options), strict=True):
+        error = np.linalg.norm(np.asarray(ours, np.float64) - dense)
+        assert error <= tolerance * max(np.linalg.norm(dense), 1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, TOKENS, 1000])
+@pytest.mark.parametrize("with_target", [0.0, 0.03, 0.6, 1.0])
+def test_dense_formula(chunk, with_target):
+    case = inputs(with_target=with_target)
+    assert_equal_to_dense(loss_and_gradients(*case, chunk=chunk), *case)
+
+
+def test_padding_takes_part_only_when_asked():
+    case = inputs()
+    found = loss_and_gradients(*case, include_padding=True)
+    assert_equal_to_dense(found, *case, include_padding=True)
+    assert np.any(np.asarray(found[2])[0] != 0)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (8, 1), (4, 2), (2, 4), (1, 8)])
+def test_every_mesh_agrees(mesh):
+    hidden, table, targets = inputs()
+    targets[:6] = 0  # the first of 8 devices has nothing to do
+    mesh = sharding.make_mesh(*mesh, devices=jax.devices()[: mesh[0] * mesh[1]])
+    placed = (
+        jax.device_put(hidden, sharding.batch_sharding(mesh)),
+        jax.device_put(table, jax.NamedSharding(mesh, sharding.TABLE_ROWS)),
+        jax.device_put(targets, sharding.batch_sharding(mesh)),
+    )
+    found = loss_and_gradients(*placed, mesh=mesh)
+    assert_equal_to_dense(found, hidden, table, targets)
+    assert found[1].sharding.is_equivalent_to(placed[0].sharding, 2)
+    assert found[2].sharding.is_equivalent_to(placed[1].sharding, 2)
+
+
+@pytest.mark.parametrize("mesh", [None, (2, 4)])
+def test_surplus_rows_are_no_items_whatever_they_hold(mesh):
+    # With 8 items in 64 rows, three of four devices have none, and their logits are far larger.
+    hidden, table, targets = inputs()
+    targets, table[0], table[9:] = targets % 9, 300 * table[0], 300 * table[9:]
+    mesh = mesh and sharding.make_mesh(*mesh)
+    found = loss_and_gradients(hidden, table, targets, num_items=8, mesh=mesh)
+    assert_equal_to_dense(found, hidden, table, targets, num_items=8)
+    assert np.all(np.asarray(found[2])[[0, *range(9, ROWS)]] == 0)
+
+
+@pytest.mark.parametrize("shift", [-256, 256])
+def test_logits_beyond_the_range_of_exp(shift):
+    hidden, table, targets = inputs()
+    hidden[:, 0], table[:, 0] = 16, shift / 16
+    # A logit near 256 is itself rounded by 2**-16.
+    assert_equal_to_dense(loss_and_gradients(hidden, table, targets), hidden, table, targets, 5e-5)
+
+
+def test_bf16_sums_in_f32():
+    hidden, table, targets = inputs()
+    hidden = jnp.asarray(hidden, jnp.bfloat16)
+    found = loss_and_gradients(hidden, table, targets)
+    assert [x.dtype for x in found] == [jnp.float32, jnp.bfloat16, jnp.float32]
+    table = np.asarray(jnp.asarray(table, jnp.bfloat16), np.float32)
+    assert_equal_to_dense(found, hidden, table, targets, tolerance=5e-3)
+    dense_loss = dense_formula(hidden, table, targets)[0]
+    assert abs(found[0] - dense_loss) <= 1e-6 * dense_loss
+
+
+def test_gradients_scale_with_the_cotangent():
+    case = inputs()
+    options = {"num_items": NUM_ITEMS}
+
+    def scaled(hidden, table, targets):
+        return -3.0 * losses.full_cross_entropy(hidden, table, targets, **options)[0]
+
+    found = jax.jit(jax.grad(scaled, argnums=(0, 1)))(*case)
+    for ours, dense in zip(found, dense_formula(*case)[1:], strict=True):
+        np.testing.assert_allclose(ours, -3 * dense, atol=1e-5)
+
+
+def test_vmap_over_models():
+    cases = [inputs(seed, with_target=share) for seed, share in ((0, 0.9), (1, 0.1))]
+    loss = functools.partial(losses.full_cross_entropy, num_items=NUM_ITEMS, chunk=7)
+    run = jax.jit(jax.vmap(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)))
+    (values, _), gradients = run(*map(np.stack, zip(*cases, strict=True)))
+    for i, case in enumerate(cases):
+        assert_equal_to_dense((values[i], gradients[0][i], gradients[1][i]), *case)
+
+
+@pytest.mark.parametrize("differentiate", [False, True])
+def test_logits_exist_for_one_chunk_only(differentiate):
+    loss = functools.partial(losses.full_cross_entropy, num_items=NUM_ITEMS, chunk=7)
+    run = jax.grad(loss, argnums=(0, 1), has_aux=True) if differentiate else loss
+    traced = jax.jit(run).trace(*inputs())
+    assert str(traced.jaxpr).count(f"f32[7,{ROWS}] = exp ") == 1
+    compiled = traced.lower().compile().as_text()
+    assert f"[{TOKENS},{ROWS}]" not in compiled and f"[{ROWS},{TOKENS}]" not in compiled
+
+
+def test_caller_mistakes():
+    hidden, table, targets = inputs()
+    with pytest.raises(ValueError, match=r"num_items=64 rows, got table.shape=\(64, 8\)"):
+        losses.full_cross_entropy(hidden, table, targets, num_items=ROWS)
+    with pytest.raises(ValueError, match="chunk=0"):
+        losses.full_cross_entropy(hidden, table, targets, num_items=NUM_ITEMS, chunk=0)
