@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator
 
 import jax
 
+from blossom_jax import sharding
 from blossom_jax.checkpoint import Checkpoints
+from blossom_jax.data.pipeline import TrainStream
 from blossom_jax.errors import NonFiniteError, UserError
 from blossom_jax.metric_log import MetricLog, Terminal
 
@@ -207,20 +209,18 @@ def _sigterm() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def on_device(stream, where: jax.sharding.Sharding, depth: int = 2) -> Iterator[tuple[dict, dict]]:
+def on_devices(
+    stream: TrainStream, mesh: jax.sharding.Mesh, depth: int = 2
+) -> Iterator[tuple[dict, dict]]:
     """Yields (batch on the devices, state of the stream after it), `depth` batches ahead.
 
     Args:
-      stream: Iterates this host's part of each batch, and has `get_state()`.
-      where: How the whole batch is split over devices.
-      depth: Batches on their way to the device while one is used.
+      stream: This host's part of every batch.
+      mesh: Devices over which batches are split.
+      depth: Batches on their way to the devices while one is used.
     """
     ahead = collections.deque()
     for batch in stream:
-        on_devices = {
-            name: jax.make_array_from_process_local_data(where, array)
-            for name, array in batch.items()
-        }
-        ahead.append((on_devices, stream.get_state()))
+        ahead.append((sharding.put_batch(batch, mesh), stream.get_state()))
         if len(ahead) > depth:
             yield ahead.popleft()

@@ -8,12 +8,17 @@ download.
 
 import ml_collections
 
-from configs import ml_100k
+from configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns the config, locked."""
-    config = ml_100k.get_config()
-    with config.unlocked():
-        config.train.num_epochs = 60
+    config = common.get_config()
+    config.data.name = "ml_100k"
+    config.data.row_length = 256
+    config.model.max_length = 200
+    config.model.dropout = 0.4
+    config.model.embedding_dropout = 0.4
+    config.train.batch_rows = 32
+    config.train.num_epochs = 60
     return config.lock()

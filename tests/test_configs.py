@@ -1,6 +1,5 @@
 """Every config file: loads, is locked, has the keys of common and a docstring with its command."""
 
-import ast
 import importlib
 import inspect
 import pathlib
@@ -41,17 +40,6 @@ def test_it_loads_locked_with_the_keys_and_types_of_common(path):
 def test_its_docstring_has_the_command(path):
     documentation = inspect.getdoc(importlib.import_module(f"configs.{path.stem}"))
     assert f"python -m experiments.train --config=configs/{path.name} " in documentation
-
-
-@pytest.mark.parametrize("path", [*FILES, pathlib.Path(common.__file__)], ids=[*NAMES, "common"])
-def test_it_imports_nothing_but_ml_collections_and_configs(path):
-    imported = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            imported.add(node.module)
-    assert imported <= {"ml_collections", "configs"}
 
 
 def test_every_value_of_common_can_be_overridden():

@@ -1,0 +1,115 @@
+"""One training step: the loss of a packed batch, its gradients, and the update, as one program."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from blossom_jax import sharding
+from blossom_jax.losses import full_cross_entropy
+
+State = dict  # {"params": nnx.State, "opt_state": optax.OptState, "step": int32[]}
+
+
+def abstract_state(
+    make_model: Callable[[], nnx.Module],
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+) -> tuple[nnx.GraphDef, State]:
+    """Describes the state of a run without allocating any of it.
+
+    Args:
+      make_model: Builds the model with its initial parameters.
+      optimizer: From `make_optimizer`.
+      mesh: Devices that the state will be on.
+
+    Returns:
+      The model without its parameters, and the state as ShapeDtypeStructs with shardings.
+    """
+    graphdef, _ = nnx.split(nnx.eval_shape(make_model), nnx.Param)
+    state = jax.eval_shape(lambda: _init(make_model, optimizer))
+    return graphdef, jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        state,
+        sharding.param_shardings(mesh, state),
+    )
+
+
+def init_state(
+    make_model: Callable[[], nnx.Module], optimizer: optax.GradientTransformation, like: State
+) -> State:
+    """Draws the initial parameters, each shard on its own device.
+
+    Args:
+      make_model: As in `abstract_state`.
+      optimizer: Likewise.
+      like: The state that it described.
+    """
+    where = jax.tree.map(lambda leaf: leaf.sharding, like)
+    return jax.jit(lambda: _init(make_model, optimizer), out_shardings=where)()
+
+
+def _init(make_model, optimizer):
+    params = nnx.state(make_model(), nnx.Param)
+    opt_state = optimizer.init(params)
+    return {"params": params, "opt_state": opt_state, "step": jnp.zeros((), jnp.int32)}
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    like: State,
+    *,
+    num_items: int,
+    loss_chunk: int,
+) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
+    """Returns the jitted step `(state, batch, seed) -> (state, metrics)`.
+
+    The state is donated. The batch holds int32 [B, L] `item_ids`, `targets` (0 = none) and
+    `positions`; the seed and the step number together give the dropout. The loss is the mean over
+    all targets of the batch, on whatever device they are.
+
+    Metrics are f32 scalars: `loss_sum` over targets, `count` of targets, and `grad_norm` before
+    clipping.
+
+    Args:
+      graphdef: The model without its parameters.
+      optimizer: What `optimizer.init` made the state for.
+      mesh: Devices over which the batch, and the item table, are split.
+      like: The state as ShapeDtypeStructs with the shardings that it keeps.
+      num_items: V, size of the catalogue.
+      loss_chunk: Tokens whose logits exist at once.
+    """
+
+    def mean_loss(params, batch, key):
+        model = nnx.merge(graphdef, params)
+        hidden = model(batch["item_ids"], batch["positions"], dropout_key=key)  # [B, L, M]
+        loss_sum, count = full_cross_entropy(
+            hidden.reshape(-1, hidden.shape[-1]),
+            model.item_embedding.embedding[...],
+            batch["targets"].reshape(-1),
+            num_items=num_items,
+            chunk=loss_chunk,
+            mesh=mesh,
+        )
+        return loss_sum / jnp.maximum(count, 1), (loss_sum, count)
+
+    def train_step(state, batch, seed):
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        (_, (loss_sum, count)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
+            state["params"], batch, key
+        )
+        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+        state = {
+            "params": optax.apply_updates(state["params"], updates),
+            "opt_state": opt_state,
+            "step": state["step"] + 1,
+        }
+        metrics = {"loss_sum": loss_sum, "count": count, "grad_norm": optax.tree.norm(grads)}
+        return state, jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
+
+    keep = jax.tree.map(lambda leaf: leaf.sharding, like)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(keep, sharding.replicated(mesh)))
