@@ -1,0 +1,116 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from blossom_jax.config import ModelConfig
+from blossom_jax.errors import UserError
+from blossom_jax.model import BlossomRec
+from configs import common
+from experiments.benchmark import __main__ as benchmark
+from experiments.benchmark import attention, measure, throughput
+
+PACKED = {
+    "item_ids": np.array([[3, 4, 5, 6, 7, 0], [8, 9, 1, 2, 3, 4]], np.int32),
+    "targets": np.array([[4, 9, 6, 7, 8, 0], [9, 2, 2, 3, 4, 5]], np.int32),
+    "positions": np.array([[0, 1, 0, 1, 2, -1], [0, 1, 0, 1, 2, 3]], np.int32),
+}
+PADDED = {
+    "item_ids": [[3, 4, 0, 0], [5, 6, 7, 0], [8, 9, 0, 0], [1, 2, 3, 4]],
+    "targets": [[4, 9, 0, 0], [6, 7, 8, 0], [9, 2, 0, 0], [2, 3, 4, 5]],
+    "positions": [[0, 1, -1, -1], [0, 1, 2, -1], [0, 1, -1, -1], [0, 1, 2, 3]],
+}
+
+
+def test_medians_are_of_the_rounds_after_the_warm_up(monkeypatch):
+    ticks = iter([0, 100, 0, 3, 0, 1, 0, 2])  # begin and end of four calls, the first slow
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(ticks))
+    assert measure.medians({"call": lambda: None}, rounds=3) == {"call": 2}
+
+
+def test_attention_writes_every_measurement_with_its_ratios(tmp_path, capsys):
+    lines, picture = tmp_path / "lines.jsonl", tmp_path / "picture.svg"
+    sizes = ["--lengths=32,64", "--rows=2,1", "--heads=2", "--kv-heads=1", "--head-size=8"]
+    benchmark.main(
+        ["attention", *sizes, "--rounds=1", f"--json={lines}", f"--plot={picture}"],
+    )
+    records = [json.loads(line) for line in lines.read_text().splitlines()]
+    found = {(r["length"], r["measured"], r["attention"]): r for r in records}
+    assert len(found) == len(records) == 2 * 2 * 2
+    for (length, measured, name), record in found.items():
+        blossom = found[length, measured, "blossom_xla"]
+        shorter = found[32, measured, name]
+        assert record["rows"] == {32: 2, 64: 1}[length]
+        assert record["seconds"] > 0 and record["temporary_bytes"] > 0
+        for field in ("seconds", "temporary_bytes"):
+            assert record[f"{field}_ratio"] == record[field] / blossom[field]
+        growth = record["temporary_bytes"] / shorter["temporary_bytes"]
+        assert record["temporary_bytes_growth"] == growth
+        assert {"benchmark", "jax", "device", "cores", "dtype", "heads"} <= record.keys()
+    assert "temporary MiB" in capsys.readouterr().out
+    assert picture.read_text().count("blossom, xla") >= 1
+
+
+def test_what_does_not_fit_is_not_run(monkeypatch):
+    monkeypatch.setattr(attention.memory, "available_bytes", lambda devices: 0)
+    report = measure.Report("attention")
+    sizes = attention.Sizes(1, 32, 2, 1, 8, "float32")
+    dense = attention.PEERS["dense_xla"]
+    attention.compare({"dense": attention._dense(dense)}, sizes, 1, report)
+    for record in report.records:
+        assert record["seconds"] is None and record["seconds_ratio"] is None
+        assert record["temporary_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["attention", "--heads=3", "--kv-heads=2"], "--kv-heads=2 must divide --heads=3"),
+        (["attention", "--lengths=64,128,256", "--rows=1,2"], "--rows needs one number"),
+        (["attention", "--lengths=0"], "'0' is not a whole number"),
+        (["attention", "--peers=none"], "'none' is none of dense_xla"),
+        (["throughput", "--dataset=none"], "no config has that name"),
+        (["throughput", "--rounds=x"], "'x' is not a whole number"),
+        ([], "COMMAND"),
+    ],
+)
+def test_mistakes_are_told(arguments, message):
+    with pytest.raises(UserError, match=message):
+        benchmark.main(arguments)
+
+
+def test_unpack_gives_each_history_its_own_row():
+    padded = throughput.unpack(PACKED, 4)
+    assert {name: array.tolist() for name, array in padded.items()} == PADDED
+
+
+def test_throughput_compares_the_same_work():
+    config = common.get_config()
+    config.train.loss_chunk = 16
+    # Dense attention compiles fastest, and what is tested is the same for all.
+    sizes = ModelConfig(attention="dense", hidden_size=8, inner_size=8, num_layers=1, num_heads=2)
+
+    def make_model():
+        return BlossomRec(sizes, 20, rngs=nnx.Rngs(0))
+
+    padded = throughput.unpack(PACKED, 4)
+    encoders = throughput.encoders(make_model, PACKED, padded)
+    steps = throughput.steps(make_model, PACKED, padded, config)
+
+    losses, gradients = zip(*(call() for _, call in encoders.values()), strict=True)
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *gradients)
+    counts = {name: int(call()["count"]) for name, (_, call) in steps.items()}
+    assert counts == {"packed": 11, "padded": 11, "padded, none skipped": 16}
+
+    report = measure.Report("throughput")
+    throughput.compare("whole step", steps, 1, report)
+    first = report.records[0]
+    assert [record["layout"] for record in report.records] == list(steps)
+    for record in report.records:
+        assert record["tokens"] == 11
+        assert record["tokens_per_second"] == 11 / record["seconds"]
+        assert record["seconds_ratio"] == record["seconds"] / first["seconds"]
+        assert record["fill"] == 11 / (record["rows"] * record["row_length"])
