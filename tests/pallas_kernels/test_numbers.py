@@ -1,0 +1,107 @@
+"""Every op, every implementation, every case: outputs and gradients against float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import BLOSSOM, CASES, IMPLEMENTATIONS, SELECTION, Case, inputs, relative_error, run
+
+import pallas_kernels
+
+QKV = ("q", "k", "v")
+BLOSSOM_INPUTS = (*QKV, "summary_keys", "gate")
+BOUNDS = {"float32": 1e-5, "bfloat16": 1e-2}
+
+
+@functools.cache
+def want(op, case, names, sizes):
+    return run(op, case, names, sizes, "reference", "float64")
+
+
+def check(op, case, names, sizes, implementation, dtype):
+    out, gradients = run(op, case, names, sizes, implementation, dtype)
+    want_out, want_gradients = want(op, case, names, sizes)
+    assert relative_error(out, want_out) < BOUNDS[dtype]
+    for name, gradient in gradients.items():
+        assert relative_error(gradient, want_gradients[name]) < 2 * BOUNDS[dtype], name
+    padding = case.positions < 0
+    assert not out[padding].any()
+    for name in set(names) - {"summary_keys"}:
+        assert not gradients[name][padding].any(), name
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_blossom_attention_equals_reference(case, implementation):
+    check("blossom_attention", case, BLOSSOM_INPUTS, BLOSSOM, implementation, "float32")
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("case", [CASES[0], CASES[7], CASES[12]], ids=str)
+def test_bfloat16_stays_within_its_bound(case, implementation):
+    check("blossom_attention", case, BLOSSOM_INPUTS, BLOSSOM, implementation, "bfloat16")
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("case", [CASES[0], CASES[12], CASES[14]], ids=str)
+def test_power_attention_alone(case, implementation):
+    sizes = ("window", "causal", "max_history")
+    check("power_attention", case, QKV, sizes, implementation, "float32")
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("case", [*CASES[:7], *CASES[10:]], ids=str)
+def test_selection_equals_reference(case, implementation):
+    arrays = {name: jnp.asarray(inputs(case)[name], jnp.float32) for name in ("q", "summary_keys")}
+    weight = np.random.default_rng(1).normal(size=(*case.positions.shape, 1, 1))
+
+    def select(implementation, q, summary_keys):
+        slots, probability = pallas_kernels.block_selection(
+            q,
+            summary_keys,
+            jnp.asarray(case.positions),
+            **case.sizes(*SELECTION),
+            implementation=implementation,
+        )
+        return (probability * weight).sum(), (slots, probability)
+
+    graded = jax.value_and_grad(select, argnums=(1, 2), has_aux=True)
+    found = [
+        jax.jit(functools.partial(graded, name))(*arrays.values())
+        for name in ("reference", implementation)
+    ]
+    (
+        ((_, (want_slots, want_probability)), want_gradients),
+        ((_, (slots, probability)), gradients),
+    ) = found
+    np.testing.assert_array_equal(slots, want_slots)
+    assert relative_error(probability, want_probability) < 1e-5
+    for got, gradient in zip(gradients, want_gradients, strict=True):
+        assert relative_error(got, np.asarray(gradient, np.float64)) < 2e-5
+    assert (np.diff(probability, axis=-1) <= 0).all()
+    assert ((slots == -1) == (probability == 0)).all()
+
+
+@pytest.mark.parametrize("implementation", ["reference", *IMPLEMENTATIONS])
+def test_equal_scores_go_to_the_lower_slot(implementation):
+    positions = jnp.arange(40, dtype=jnp.int32)[None]
+    q, keys = jnp.ones((1, 40, 2, 4)), jnp.ones((1, 10, 2, 4))
+    slots, _ = pallas_kernels.block_selection(
+        q, keys, positions, block_size=4, num_selected=3, implementation=implementation
+    )
+    assert slots[0, 39, 0].tolist() == [0, 1, 2]
+    assert slots[0, 9, 1].tolist() == [0, 1, -1]
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_repeats_are_bit_equal(implementation):
+    case = Case(rows="packed", selection_gradient="straight_through")
+    runs = [
+        run("blossom_attention", case, BLOSSOM_INPUTS, BLOSSOM, implementation, "float32")
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(runs[0][0], runs[1][0])
+    for name in BLOSSOM_INPUTS:
+        np.testing.assert_array_equal(runs[0][1][name], runs[1][1][name])

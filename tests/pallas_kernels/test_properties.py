@@ -1,0 +1,117 @@
+"""What must hold for any rows at all: packing, padding, order, the past, and the dense limit."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import D, G, H, row
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pallas_kernels import blossom_attention, selected_attention
+
+LENGTH, S, N, W = 48, 4, 2, 3
+sequences = st.lists(st.integers(1, 16), min_size=1, max_size=3)
+quick = settings(max_examples=12, deadline=None, derandomize=True)
+
+
+def arrays(seed, length=LENGTH, batch=1):
+    rng = np.random.default_rng(seed)
+    shapes = [(length, H, D), (length, G, D), (length, G, D), (length // S, G, D), (length, H, 2)]
+    return [rng.normal(size=(batch, *shape)).astype(np.float32) for shape in shapes]
+
+
+@functools.partial(jax.jit, static_argnames=("causal",))
+def attend(q, k, v, summary_keys, gate, positions, causal=True):
+    return blossom_attention(
+        *(q, k, v, summary_keys, gate, positions),
+        **{"block_size": S, "num_selected": N, "window": W, "causal": causal},
+    )
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@given(lengths=sequences, shift=st.integers(0, 3), seed=st.integers(0, 99))
+@quick
+def test_packed_sequences_equal_each_alone(causal, lengths, shift, seed):
+    inputs = arrays(seed)
+    positions = row(LENGTH, *[-shift] * bool(shift), *lengths)
+    packed = attend(*inputs, positions[None], causal=causal)
+    begin = shift
+    for n in lengths:
+        alone = [np.zeros_like(x) for x in inputs]
+        for x, one in zip(inputs, alone, strict=True):
+            if x.shape[1] == LENGTH:
+                one[:, :n] = x[:, begin : begin + n]
+            else:  # slot w of the packed row is slot w - begin // S of the sequence alone
+                one[:, : n // S] = x[:, begin // S : begin // S + n // S]
+        got = attend(*alone, row(LENGTH, n)[None], causal=causal)
+        np.testing.assert_allclose(got[0, :n], packed[0, begin : begin + n], atol=2e-6)
+        begin += n
+
+
+@given(lengths=sequences, seed=st.integers(0, 99))
+@quick
+def test_content_of_padding_never_matters(lengths, seed):
+    positions = row(LENGTH, *lengths)
+    clean = arrays(seed)
+    dirty = [x.copy() for x in clean]
+    for x in dirty:
+        if x.shape[1] == LENGTH:
+            x[0, positions < 0] = np.nan
+    want, got = attend(*clean, positions[None]), attend(*dirty, positions[None])
+    np.testing.assert_array_equal(got, want)
+    assert not np.asarray(got)[0, positions < 0].any()
+    gradients = jax.grad(lambda *x: attend(*x, positions[None]).sum(), argnums=range(5))(*dirty)
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+def test_gradient_at_padding_is_exactly_zero():
+    positions = row(LENGTH, 20, -3, 9)
+    gradients = jax.grad(lambda *x: attend(*x, positions[None]).sum(), argnums=(0, 1, 2, 4))(
+        *arrays(0)
+    )
+    assert not any(np.asarray(g)[0, positions < 0].any() for g in gradients)
+
+
+def test_permuting_rows_permutes_outputs():
+    positions = np.stack([row(LENGTH, 40), row(LENGTH, 5, 20), row(LENGTH, -LENGTH)])
+    inputs, order = arrays(1, batch=3), [2, 0, 1]
+    want = attend(*inputs, positions)[np.array(order)]
+    got = attend(*(x[order] for x in inputs), positions[order])
+    np.testing.assert_array_equal(got, want)
+
+
+@given(cut=st.integers(1, LENGTH - 1), seed=st.integers(0, 99))
+@quick
+def test_the_future_never_changes_the_past(cut, seed):
+    positions = row(LENGTH, LENGTH)[None]
+    inputs, other = arrays(seed), arrays(seed + 1)
+    changed = [np.concatenate([x[:, :cut], y[:, cut:]], 1) for x, y in zip(inputs, other)]
+    # A summary key belongs to the past once its block has ended.
+    changed[3] = np.concatenate([inputs[3][:, : cut // S], other[3][:, cut // S :]], 1)
+    want, got = attend(*inputs, positions), attend(*changed, positions)
+    np.testing.assert_array_equal(got[:, :cut], want[:, :cut])
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_everything_selected_is_dense_attention(implementation):
+    q, k, v, _, _ = arrays(2)
+    positions = row(LENGTH, LENGTH)[None]
+    slots = np.arange(LENGTH // S)[None, None] * np.ones((LENGTH, 1, 1), np.int32)
+    before = slots < np.arange(LENGTH)[:, None, None] // S
+    slots = np.where(before, slots, -1).astype(np.int32)
+    slots = np.broadcast_to(slots[None], (1, LENGTH, G, LENGTH // S))
+    got = selected_attention(
+        q,
+        k,
+        v,
+        jnp.asarray(slots),
+        jnp.zeros(slots.shape),
+        positions,
+        block_size=S,
+        implementation=implementation,
+    )
+    want = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
+    np.testing.assert_allclose(got, want, atol=2e-6)
