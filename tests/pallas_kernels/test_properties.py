@@ -88,7 +88,9 @@ def test_permuting_rows_permutes_outputs():
 def test_the_future_never_changes_the_past(cut, seed):
     positions = row(LENGTH, LENGTH)[None]
     inputs, other = arrays(seed), arrays(seed + 1)
-    changed = [np.concatenate([x[:, :cut], y[:, cut:]], 1) for x, y in zip(inputs, other)]
+    changed = [
+        np.concatenate([x[:, :cut], y[:, cut:]], 1) for x, y in zip(inputs, other, strict=True)
+    ]
     # A summary key belongs to the past once its block has ended.
     changed[3] = np.concatenate([inputs[3][:, : cut // S], other[3][:, cut // S :]], 1)
     want, got = attend(*inputs, positions), attend(*changed, positions)
