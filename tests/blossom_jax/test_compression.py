@@ -61,13 +61,13 @@ def test_summary_keys(block_size, stride, window, rows):
     positions = np.stack(rows)
     k, intra, weight = make_inputs(positions, window)
     sizes = {"block_size": block_size, "stride": stride}
-    got = summary_keys(
-        jnp.asarray(k, jnp.float32),
-        jnp.asarray(positions, jnp.int32),
-        jnp.asarray(intra, jnp.float32),
-        lambda windows: jnp.tanh(windows @ jnp.asarray(weight, jnp.float32)),
-        **sizes,
-    )
+
+    @jax.jit
+    def compute(positions, k, intra, weight):
+        return summary_keys(k, positions, intra, lambda w: jnp.tanh(w @ weight), **sizes)
+
+    arrays = (jnp.asarray(x, jnp.float32) for x in (k, intra, weight))
+    got = compute(jnp.asarray(positions, jnp.int32), *arrays)
     want = loops(k, positions, intra, weight, **sizes)
     np.testing.assert_allclose(got, want, atol=2e-5)
     assert want.any() == bool((positions >= block_size - 1).any())
@@ -77,6 +77,7 @@ def test_gradients_agree_with_differences():
     positions = np.stack([row(3, 17, -2)])
     k, intra, weight = make_inputs(positions, 6)
 
+    @jax.jit
     def f(k, intra):
         keys = summary_keys(
             k,
