@@ -7,6 +7,7 @@ are unit vectors, so that what the ops return is the weight that each query give
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import matplotlib
@@ -33,6 +34,7 @@ STYLE = {
     "text.color": INK,
     "svg.hashsalt": "paths",
 }
+CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -94,9 +96,9 @@ def _panel(axes: Axes, title: str, interest: Int[np.ndarray, "L"]) -> None:
     axes.set_axis_off()
     axes.add_patch(_bars([(i + 1, i, LENGTH - i - 1) for i in range(LENGTH - 1)], FUTURE))
     axes.text(0, -11.6, title, fontsize=12.5, fontweight="bold", va="center")
-    label = {"color": FAINT, "ha": "center", "va": "center"}
-    axes.text(LENGTH / 2, LENGTH + 2.4, "keys: the history, oldest first", **label)
-    axes.text(-4.6, LENGTH / 2, "queries", rotation=90, **label)
+    keys = "keys: the history, oldest first"
+    axes.text(LENGTH / 2, LENGTH + 2.4, keys, color=FAINT, **CENTRED)
+    axes.text(-4.6, LENGTH / 2, "queries", color=FAINT, rotation=90, **CENTRED)
     for i, colour in enumerate(INTERESTS[each] for each in interest):
         _box(axes, i, -2.4, 1, 1.6, facecolor=colour)
         _box(axes, -2.4, i, 1.6, 1, facecolor=colour)
@@ -118,7 +120,7 @@ def _runs(labels: np.ndarray) -> list[tuple[int, int, int]]:
     """Returns (first column, row, length) of each run of equal labels other than 0."""
     runs = []
     for row, line in enumerate(labels):
-        edges = np.flatnonzero(np.diff(line.astype(int), prepend=0, append=0))
+        edges = np.flatnonzero(np.diff(line.astype(int), prepend=0, append=0)).tolist()
         runs += [(a, row, b - a) for a, b in zip(edges, edges[1:], strict=False) if line[a]]
     return runs
 
@@ -145,12 +147,11 @@ def _gate(axes: Axes) -> None:
     _arrow(axes, (centre, y), (centre, 58), INK)
     _node(axes, centre, y, "+", INK)
     _box(axes, centre - 20, 14, 40, 10, facecolor="white", edgecolor=INK, linewidth=1.3, zorder=2)
-    middle = {"ha": "center", "va": "center"}
-    axes.text(centre, 17.3, "gate", fontweight="bold", **middle)
-    axes.text(centre, 21, "0 to 1 for each path and head", fontsize=8, **middle)
-    axes.text(centre, 58.5, "output of the outlined query", **middle)
+    axes.text(centre, 17.3, "gate", fontweight="bold", **CENTRED)
+    axes.text(centre, 21, "0 to 1 for each path and head", fontsize=8, **CENTRED)
+    axes.text(centre, 58.5, "output of the outlined query", **CENTRED)
     caption = f"One history of {LENGTH} events,\ncoloured by the interest behind each"
-    axes.text(centre, -1.6, caption, color=FAINT, linespacing=1.5, **middle)
+    axes.text(centre, -1.6, caption, color=FAINT, linespacing=1.5, **CENTRED)
 
 
 def _arrow(axes: Axes, begin, end, colour: str) -> None:
