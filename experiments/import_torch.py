@@ -10,7 +10,6 @@ Sizes that weights do not tell are flags; their defaults are the authors' releas
 """
 
 import pathlib
-import pickle
 import re
 
 import numpy as np
@@ -70,11 +69,11 @@ def read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(f"--checkpoint={path}: there is no such file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # torch lets through whatever a file that is no checkpoint causes
         raise UserError(
-            f"--checkpoint={path} cannot be read as weights alone; where torch trusts the file, "
-            f"save torch.load(file, weights_only=False)['state_dict'] by itself: "
-            f"{str(error).splitlines()[0]}"
+            f"--checkpoint={path} cannot be read as weights alone ({type(error).__name__}); if it "
+            "holds more and you trust it, save the state dict by itself: "
+            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
         ) from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):

@@ -75,7 +75,8 @@ def test_converts(run, tmp_path, wrap):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (pickle.UnpicklingError("Weights only load failed.\nlong"), "as weights alone"),
+        (pickle.UnpicklingError("a\nlong text"), "as weights alone (UnpicklingError)"),
+        (EOFError(), "as weights alone (EOFError)"),
         (tensors(extra=np.zeros(1)), "unknown extra"),
         ([1, 2], "holds no state dict"),
         ({"state_dict": {"a": 1}}, "holds no state dict"),
