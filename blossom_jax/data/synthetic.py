@@ -1,7 +1,7 @@
 """A log with planted long- and short-term interests, made from a seed.
 
 A history opens with the user's profile: one item for each of 8 traits, in random order, that tells
-which of 8 choices the user has in that trait. Nothing later repeats it. Then follow
+which of 4 choices the user has in that trait. Nothing later repeats it. Then follow
 
 - a short-term walk: walk items stand on a ring, and the next event lies one place further with
   probability 0.8, two with 0.2, whatever the user. The last event is all there is to know.
@@ -12,7 +12,7 @@ which of 8 choices the user has in that trait. Nothing later repeats it. Then fo
 
 Half of the users end on a question's two answers, which leave-one-out makes the validation and the
 test target; the other half end on the walk. The best possible recall@1 there is 1 and 0.8; without
-the profile it is 1/8 for the former. Raw ids say what an item is: profile-t-c, question-q,
+the profile it is 1/4 for the former. Raw ids say what an item is: profile-t-c, question-q,
 answer-t-c, walk-n. No item occurs twice in a history while the ring is longer than the walk.
 """
 
@@ -22,7 +22,7 @@ import polars as pl
 from blossom_jax.errors import UserError
 
 TRAITS = 8
-CHOICES = 8
+CHOICES = 4
 STEP_OF_ONE = 0.8
 _QUESTIONS = TRAITS // 2
 _QUESTION_EVENTS = 3  # the question and two answers

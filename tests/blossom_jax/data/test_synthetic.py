@@ -80,9 +80,9 @@ def test_seed_decides():
 
 
 def test_smallest_sizes_work_and_smaller_ones_are_refused():
-    smallest = {"num_users": 1, "num_items": 135, "history_length": 28, "seed": 0}
+    smallest = {"num_users": 1, "num_items": 71, "history_length": 28, "seed": 0}
     assert len(synthetic.generate(**smallest)) == 28
-    for sizes in ({"num_users": 0}, {"num_items": 134}, {"history_length": 27}):
+    for sizes in ({"num_users": 0}, {"num_items": 70}, {"history_length": 27}):
         (name,) = sizes
         with pytest.raises(UserError, match=f"{name}={sizes[name]} (must be )?at"):
             synthetic.generate(**{**smallest, **sizes})
