@@ -1,7 +1,6 @@
 """Brings weights trained with the authors' PyTorch code (arXiv 2512.13368) into our modules."""
 
 import dataclasses
-import functools
 import json
 import pathlib
 import re
@@ -229,7 +228,7 @@ def _size(state_dict, name: str, axis: int) -> int:
 
 def _set_parameters(module: nnx.Module, state_dict, paths) -> None:
     """Writes every value into its place, all or nothing."""
-    variables = {name: functools.reduce(_child, path, module) for name, path in paths.items()}
+    variables = {name: _variable(module, path) for name, path in paths.items()}
     values = {
         name: _in_our_layout(state_dict[name], path[-1], variables[name].shape)
         for name, path in paths.items()
@@ -245,8 +244,10 @@ def _set_parameters(module: nnx.Module, state_dict, paths) -> None:
         variable.set_value(jnp.asarray(values[name], variable.dtype))
 
 
-def _child(module, key: str | int):
-    return module[key] if isinstance(key, int) else getattr(module, key)
+def _variable(module, path):
+    for key in path:
+        module = module[key] if isinstance(key, int) else getattr(module, key)
+    return module
 
 
 def _in_our_layout(value, kind: str, shape) -> np.ndarray:
