@@ -96,6 +96,13 @@ class Checkpoints:
             self._manager.delete(step)
         return None
 
+    def latest_progress(self) -> dict | None:
+        """Returns the progress of the latest checkpoint that is whole, or None."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            if self._is_whole(step):
+                return self._restore(step, progress=ocp.args.JsonRestore()).progress
+        return None
+
     def restore_params(self, step: int, like: Any) -> Any | None:
         """Returns the parameters of one checkpoint, or None (and says so) if it is damaged.
 

@@ -20,13 +20,23 @@ class MetricLog:
     bit, as one that was not.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int):
-        """Opens the log to continue after `step`; what was logged later is cut off."""
-        path = pathlib.Path(workdir) / "metrics.jsonl"
-        cut_after(path, step)
-        self._file = path.open("a", encoding="utf-8")
+    def __init__(self, workdir: pathlib.Path, step: int, *, writes: bool = True):
+        """Opens the log to continue after `step`; what was logged later is cut off.
+
+        Args:
+          workdir: Folder of the run.
+          step: Steps taken so far.
+          writes: False makes this a log that keeps nothing: one process of many writes.
+        """
+        path = workdir / "metrics.jsonl"
+        if writes:
+            cut_after(path, step)
+        self._file = open(path if writes else os.devnull, "a", encoding="utf-8")
         self._board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=step + 1, flush_secs=10
+            str(workdir / "tensorboard"),
+            purge_step=step + 1,
+            flush_secs=10,
+            write_to_disk=writes,
         )
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
@@ -50,12 +60,18 @@ class MetricLog:
 
 
 def cut_after(path: pathlib.Path, step: int) -> None:
-    """Drops the lines of later steps, and a last line that a kill left unfinished."""
+    """Drops the lines of later steps and of the test, and a last line that a kill left unfinished.
+
+    The test is the last thing in a run; one that is resumed has it still before it.
+    """
     if not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
+        if not line.endswith("\n"):
+            break
+        values = json.loads(line)
+        if values["step"] > step or values["split"] == "test":
             break
         kept.append(line)
     partial = path.with_suffix(".partial")

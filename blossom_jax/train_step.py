@@ -13,27 +13,42 @@ from blossom_jax.losses import full_cross_entropy
 State = dict  # {"params": nnx.State, "opt_state": optax.OptState, "step": int32[]}
 
 
+def abstract_params(
+    make_model: Callable[[], nnx.Module], mesh: jax.sharding.Mesh
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """Describes a model without allocating any of it.
+
+    Args:
+      make_model: Builds the model with its initial parameters.
+      mesh: Devices that the parameters will be on.
+
+    Returns:
+      The model without its parameters, and those as ShapeDtypeStructs with shardings.
+    """
+    graphdef, params = nnx.split(nnx.eval_shape(make_model), nnx.Param)
+    return graphdef, _with_shardings(params, mesh)
+
+
 def abstract_state(
     make_model: Callable[[], nnx.Module],
     optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
-) -> tuple[nnx.GraphDef, State]:
-    """Describes the state of a run without allocating any of it.
+) -> State:
+    """Describes the state of a run, likewise.
 
     Args:
-      make_model: Builds the model with its initial parameters.
+      make_model: As in `abstract_params`.
       optimizer: From `make_optimizer`.
       mesh: Devices that the state will be on.
-
-    Returns:
-      The model without its parameters, and the state as ShapeDtypeStructs with shardings.
     """
-    graphdef, _ = nnx.split(nnx.eval_shape(make_model), nnx.Param)
-    state = jax.eval_shape(lambda: _init(make_model, optimizer))
-    return graphdef, jax.tree.map(
+    return _with_shardings(jax.eval_shape(lambda: _init(make_model, optimizer)), mesh)
+
+
+def _with_shardings(tree, mesh):
+    return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        state,
-        sharding.param_shardings(mesh, state),
+        tree,
+        sharding.param_shardings(mesh, tree),
     )
 
 
@@ -43,9 +58,9 @@ def init_state(
     """Draws the initial parameters, each shard on its own device.
 
     Args:
-      make_model: As in `abstract_state`.
-      optimizer: Likewise.
-      like: The state that it described.
+      make_model: As in `abstract_params`.
+      optimizer: From `make_optimizer`.
+      like: From `abstract_state`.
     """
     where = jax.tree.map(lambda leaf: leaf.sharding, like)
     return jax.jit(lambda: _init(make_model, optimizer), out_shardings=where)()

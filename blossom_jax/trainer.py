@@ -71,6 +71,7 @@ class Progress:
     """What a run remembers besides its training state, as JSON in every checkpoint.
 
     Attributes:
+      data: Hash of the log that is trained on.
       input_state: State of the stream after the last batch that was trained on.
       step: Steps taken.
       loss_sum: Sum of the loss over the targets since the last line in the log.
@@ -81,6 +82,7 @@ class Progress:
       train_seconds: Time spent in `Trainer.fit`, over all parts of the run.
     """
 
+    data: str
     input_state: dict
     step: int = 0
     loss_sum: float = 0.0
@@ -182,8 +184,6 @@ class Trainer:
         metric = self.schedule.metric
         with self.terminal.paused():
             metrics = self.evaluate(params)
-        if metric not in metrics:
-            raise UserError(f"eval.metric={metric!r} is none of those measured: {sorted(metrics)}")
         self.log.write(progress.step, "valid", metrics)
         is_best = metrics[metric] > progress.best_metrics.get(metric, -math.inf)
         if is_best:

@@ -48,7 +48,8 @@ def errors_to_exit_code() -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, *_FILE_ERRORS) as error:
+    # A NotImplementedError is an implementation asked for by name that cannot run here.
+    except (UserError, NotImplementedError, *_FILE_ERRORS) as error:
         _exit(2, str(error))
     except NonFiniteError as error:
         _exit(1, str(error))

@@ -52,12 +52,14 @@ def test_everything_comes_back_to_the_bit(directory):
     assert progress == {"loss": 0.1 * 40}
     jax.tree.map(np.testing.assert_array_equal, state, make_state(40))
     assert jax.tree.structure(state) == jax.tree.structure(LIKE)
+    assert Checkpoints(directory).latest_progress() == progress
     best = Checkpoints(directory).restore_params(10, LIKE["params"])
     np.testing.assert_array_equal(best["table"], np.full((64, 8), 10))
 
 
 def test_nothing_saved_restores_nothing(tmp_path):
     assert Checkpoints(tmp_path / "none").restore_latest(LIKE) is None
+    assert Checkpoints(tmp_path / "none").latest_progress() is None
 
 
 def test_donating_the_state_right_after_save_leaves_the_copy_alone(tmp_path):

@@ -49,6 +49,23 @@ def test_a_run_killed_at_any_byte_and_resumed_leaves_the_same_file(tmp_path, cut
     assert path.read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 
 
+def test_a_test_line_is_dropped_since_the_test_will_come_again(tmp_path):
+    write_run(tmp_path, [1, 2])
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    log = MetricLog(tmp_path, 2)
+    log.write(2, "test", {"full/ndcg@10": 0.5})
+    log.close()
+    MetricLog(tmp_path, 2).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_process_that_does_not_write_leaves_nothing(tmp_path):
+    log = MetricLog(tmp_path, 0, writes=False)
+    log.write(1, "train", {"loss": 1.0})
+    log.close()
+    assert not list(tmp_path.iterdir())
+
+
 def test_starting_anew_empties_the_file(tmp_path):
     write_run(tmp_path, [1, 2])
     MetricLog(tmp_path, 0).close()

@@ -12,7 +12,7 @@ from blossom_jax import sharding
 from blossom_jax.compression import is_compressor_parameter
 from blossom_jax.model import BlossomRec, ModelConfig
 from blossom_jax.optimizer import make_optimizer
-from blossom_jax.train_step import abstract_state, init_state, make_train_step
+from blossom_jax.train_step import abstract_params, abstract_state, init_state, make_train_step
 
 NUM_ITEMS = 40
 CONFIG = ModelConfig(
@@ -49,7 +49,8 @@ def build(data=1, model=1, config=CONFIG):
     def make_model():
         return BlossomRec(config, NUM_ITEMS, rngs=nnx.Rngs(0))
 
-    graphdef, like = abstract_state(make_model, optimizer, mesh)
+    graphdef, _ = abstract_params(make_model, mesh)
+    like = abstract_state(make_model, optimizer, mesh)
     step = make_train_step(graphdef, optimizer, mesh, like, num_items=NUM_ITEMS, loss_chunk=8)
     return mesh, step, lambda: init_state(make_model, optimizer, like)
 
@@ -167,9 +168,9 @@ def test_the_abstract_state_is_the_state():
         clip_norm=1,
         accumulate_steps=1,
     )
-    _, like = abstract_state(
-        lambda: BlossomRec(CONFIG, NUM_ITEMS, rngs=nnx.Rngs(0)), optimizer, mesh
-    )
+    make_model = functools.partial(BlossomRec, CONFIG, NUM_ITEMS, rngs=nnx.Rngs(0))
+    like = abstract_state(make_model, optimizer, mesh)
+    assert jax.tree.leaves(abstract_params(make_model, mesh)[1]) == jax.tree.leaves(like["params"])
     assert jax.tree.structure(like["params"]) == jax.tree.structure(state["params"])
     for described, real in zip(jax.tree.leaves(like), jax.tree.leaves(state), strict=True):
         assert (described.shape, described.dtype) == (real.shape, real.dtype)

@@ -72,7 +72,7 @@ def run(workdir, *, schedule=SCHEDULE, step=train_step, scores=None, kill_at=Non
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=DEVICE), first_state()
     )
     restored = checkpoints.restore_latest(like)
-    state, progress = first_state(), Progress({"next_batch": 0})
+    state, progress = first_state(), Progress("hash", {"next_batch": 0})
     if restored:
         state, progress = restored[0], Progress(**restored[1])
     log = MetricLog(workdir, progress.step)
@@ -181,12 +181,6 @@ def test_sigterm_finishes_the_step_and_saves(whole, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state, whole[1][0])
     name = "metrics.jsonl"
     assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes()
-
-
-def test_a_metric_that_nobody_measures_is_named(tmp_path):
-    schedule = Schedule(4, 1, 1, 0, patience=0, metric="full/ndcg@11")
-    with pytest.raises(UserError, match="'full/ndcg@11' is none of those measured"):
-        run(tmp_path, schedule=schedule)
 
 
 @pytest.mark.parametrize("name", ["num_steps", "log_every", "evaluate_every"])

@@ -63,6 +63,7 @@ def test_override_refuses(config, key, text, words):
     ("raised", "code", "printed"),
     [
         (UserError("no such\n file"), 2, "error: no such file\n"),
+        (NotImplementedError("no such kernel"), 2, "error: no such kernel\n"),
         (NonFiniteError("loss is nan at step 3"), 1, "error: loss is nan at step 3\n"),
         (MemoryError("9 bytes"), 2, "error: out of memory: 9 bytes\n"),
         (

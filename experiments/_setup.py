@@ -1,0 +1,191 @@
+"""Builds what a config describes, for every command that trains or uses a model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+from flax import nnx
+
+from blossom_jax import data, evaluate, metrics, optimizer, popularity, sharding
+from blossom_jax.compression import is_compressor_parameter
+from blossom_jax.data.evaluation_batches import evaluation_batches
+from blossom_jax.data.pipeline import TrainStream
+from blossom_jax.data.windows import training_windows
+from blossom_jax.errors import UserError
+from blossom_jax.model import BlossomRec, ModelConfig
+from blossom_jax.trainer import Schedule
+
+
+def load_data(config: ml_collections.ConfigDict) -> tuple[data.Interactions, data.Split]:
+    """Returns the log of `config.data`, and which events train, validate and test."""
+    interactions = data.load_dataset(
+        config.data.name,
+        path=config.data.path,
+        cache_dir=config.data.cache_dir,
+        min_user_events=config.data.min_user_events,
+        min_item_events=config.data.min_item_events,
+        repeats=config.data.repeats,
+    )
+    if config.data.split == "leave_one_out":
+        return interactions, data.leave_one_out(interactions)
+    if config.data.split == "global_time":
+        split = data.global_time(
+            interactions, valid_time=config.data.valid_time, test_time=config.data.test_time
+        )
+        return interactions, split
+    raise UserError(
+        f"data.split must be 'leave_one_out' or 'global_time', got {config.data.split!r}"
+    )
+
+
+def check_data(interactions: data.Interactions, content_hash: str) -> None:
+    """Refuses to go on with other data than a run began with.
+
+    Args:
+      interactions: The log as it is now.
+      content_hash: Of the log as the run's checkpoint remembers it.
+
+    Raises:
+      UserError: They differ.
+    """
+    if interactions.content_hash != content_hash:
+        raise UserError(
+            f"the data of {interactions.name} changed since this run began: content hash "
+            f"{content_hash} then, {interactions.content_hash} now; choose another --workdir"
+        )
+
+
+def make_stream(
+    config: ml_collections.ConfigDict, interactions: data.Interactions, split: data.Split
+) -> TrainStream:
+    """Returns this host's part of the packed training batches."""
+    return TrainStream(
+        interactions,
+        training_windows(interactions, split, config.model.max_length, config.train.target),
+        row_length=config.data.row_length,
+        batch_rows=config.train.batch_rows,
+        seed=config.seed,
+        num_workers=config.data.num_workers,
+        host=jax.process_index(),
+        num_hosts=jax.process_count(),
+        target=config.train.target,
+    )
+
+
+def model_maker(config: ml_collections.ConfigDict, num_items: int) -> Callable[[], BlossomRec]:
+    """Returns a function that builds the model with its initial parameters."""
+    model_config = ModelConfig(**config.model)
+    return lambda: BlossomRec(model_config, num_items, rngs=nnx.Rngs(config.seed))
+
+
+def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Schedule:
+    """Returns when what happens, in steps."""
+    return Schedule(
+        num_steps=config.train.num_steps or config.train.num_epochs * steps_per_epoch,
+        log_every=config.log.every_steps,
+        evaluate_every=config.eval.every_steps or config.eval.every_epochs * steps_per_epoch,
+        checkpoint_every=config.checkpoint.every_steps,
+        patience=config.train.patience,
+        metric=config.eval.metric,
+    )
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, num_steps: int
+) -> optax.GradientTransformation:
+    """Returns the optimizer; without a selection gradient the compressor is left as it is."""
+    train = config.train
+    trains_all = config.model.selection_gradient != "none"
+    return optimizer.make_optimizer(
+        learning_rate=train.learning_rate,
+        warmup_steps=train.warmup_steps,
+        schedule=train.schedule,
+        total_steps=num_steps,
+        weight_decay=train.weight_decay,
+        b1=train.b1,
+        b2=train.b2,
+        clip_norm=train.clip_norm,
+        accumulate_steps=train.accumulate_steps,
+        frozen=(lambda path: False) if trains_all else is_compressor_parameter,
+    )
+
+
+class Evaluation:
+    """Measures a model, or popularity, on the targets of one part of a split."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        interactions: data.Interactions,
+        split: data.Split,
+        part: str,
+    ):
+        """Draws the negatives.
+
+        Args:
+          config: Its sections `eval` and `model` are read.
+          interactions: The log.
+          split: Of the log.
+          part: "valid" or "test".
+
+        Raises:
+          UserError: A value of `config.eval` out of its range.
+        """
+        if min(config.eval.ks, default=0) < 1:
+            raise UserError(f"eval.ks must be numbers from 1 up, got {config.eval.ks}")
+        if config.eval.num_negatives < 1:
+            raise UserError(f"eval.num_negatives must be at least 1: {config.eval.num_negatives}")
+        self._config, self._interactions, self._split = config, interactions, split
+        self._targets = getattr(split, part)
+        self._negatives = metrics.draw_negatives(
+            interactions.items[self._targets.target],
+            interactions.num_items,
+            num=config.eval.num_negatives,
+            seed=config.eval.negatives_seed,
+        )
+
+    def popularity(self) -> dict[str, float]:
+        """Returns the metrics of ranking by how often an item was trained on."""
+        ranks = popularity.popularity_ranks(
+            self._interactions, self._split, self._targets, self._negatives
+        )
+        return evaluate.summarize(ranks, self._config.eval.ks)
+
+    def ranker(
+        self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh
+    ) -> Callable[[Any], evaluate.Ranks]:
+        """Returns a function from parameters to the ranks of all targets."""
+        evaluator = evaluate.Evaluator(
+            evaluate.last_scores(graphdef),
+            num_items=self._interactions.num_items,
+            negatives=self._negatives,
+            mesh=mesh,
+        )
+
+        def rank(params):
+            batches = evaluation_batches(
+                self._interactions,
+                self._targets,
+                max_length=self._config.model.max_length,
+                batch_users=self._config.eval.batch_users,
+                multiple_of=mesh.shape[sharding.DATA],
+            )
+            return evaluator(params, batches)
+
+        return rank
+
+    def summarize(self, ranks: evaluate.Ranks) -> dict[str, float]:
+        """Returns the metrics of all protocols by name."""
+        return evaluate.summarize(ranks, self._config.eval.ks)
+
+    def by_length(self, ranks: evaluate.Ranks) -> list[dict[str, float]]:
+        """Returns the metrics by bucket of history length."""
+        model = self._config.model
+        return evaluate.by_length(
+            ranks,
+            evaluate.history_lengths(self._interactions, self._targets),
+            dense_length=(model.num_selected_blocks + 1) * model.selection_block_size,
+            ks=self._config.eval.ks,
+        )

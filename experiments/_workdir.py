@@ -1,0 +1,92 @@
+"""The files of a run's folder besides its checkpoints and logs: config.json and results.json."""
+
+import json
+import os
+import pathlib
+import subprocess
+
+import ml_collections
+
+from blossom_jax.errors import UserError
+from experiments import _cli
+
+# May change between parts of a run: the batches are the same whoever prepares them.
+_FREE_TO_CHANGE = {"data.num_workers"}
+
+
+def check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Refuses to continue a run with another config.
+
+    Raises:
+      UserError: Names every key that differs, with both values.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    there = _cli.flatten(read_config(workdir))
+    here = _cli.flatten(config)
+    differing = [
+        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+        for key in here | there
+        if key not in _FREE_TO_CHANGE and there.get(key) != here.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{workdir} holds a run with another config: {'; '.join(differing)}; "
+            "choose another --workdir, or the same values"
+        )
+
+
+def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+    """Returns the config that a run was started with, locked.
+
+    Raises:
+      UserError: There is none, or it cannot be read.
+    """
+    path = workdir / "config.json"
+    try:
+        values = json.loads(path.read_text())
+        values["eval"]["ks"] = tuple(values["eval"]["ks"])  # JSON has no tuples
+    except OSError as error:
+        raise UserError(f"{workdir} holds no run: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    return ml_collections.ConfigDict(values).lock()
+
+
+def write_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Writes config.json."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    _write_json(workdir / "config.json", config.to_dict())
+
+
+def read_results(workdir: pathlib.Path) -> dict | None:
+    """Returns results.json of a finished run, or None."""
+    path = workdir / "results.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write_results(workdir: pathlib.Path, results: dict) -> None:
+    """Writes results.json, which also marks the run as finished."""
+    _write_json(workdir / "results.json", results)
+
+
+def git_commit() -> str:
+    """Returns the commit of this code, with "+" if files differ from it; "" outside a clone."""
+    folder = pathlib.Path(__file__).parent
+    try:
+        commit = subprocess.check_output(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
+            cwd=folder,
+            text=True,
+            stderr=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit.strip()
+
+
+def _write_json(path: pathlib.Path, value: dict) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)
