@@ -1,0 +1,195 @@
+"""Evaluation: each user is encoded once and ranked under all protocols in the same pass."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, PyTree
+
+from blossom_jax import metrics, sharding
+from blossom_jax.data.interactions import Interactions
+from blossom_jax.data.split import Targets
+
+Params = PyTree
+Batch = dict[str, Any]  # from evaluation_batches
+KS = (1, 5, 10, 20)
+_LENGTH_BOUNDARIES = {5, 10, 20, 40, 80, 160, 320}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """Rank of each user's target under each protocol; inf = a miss.
+
+    Attributes:
+      full: float64[n], among the items that are new to the user; a target that is not new is a
+        miss.
+      full_keep: float64[n], among all items.
+      uniform: float64[n], among the target and `num_negatives` uniform others.
+      num_items: V, size of the catalogue.
+      num_negatives: Uniform items drawn for each user, the same at every evaluation.
+    """
+
+    full: Float[np.ndarray, "n"]
+    full_keep: Float[np.ndarray, "n"]
+    uniform: Float[np.ndarray, "n"]
+    num_items: int
+    num_negatives: int
+
+
+def last_scores(graphdef: nnx.GraphDef) -> Callable[[Params, Batch], Float[Array, "b items"]]:
+    """Returns the function that scores every item as the one after each user's history.
+
+    Args:
+      graphdef: Of a BlossomRec, without its parameters.
+
+    Returns:
+      `(params, batch) -> scores`, for `Evaluator`.
+    """
+
+    def score(params, batch):
+        model = nnx.merge(graphdef, params)
+        hidden = model(batch["item_ids"], batch["positions"], packed=False)  # [b, l, M]
+        last = jnp.take_along_axis(hidden, batch["last"][:, None, None], axis=1)[:, 0]
+        return model.scores(last)
+
+    return score
+
+
+class Evaluator:
+    """Ranks the targets of a fixed set of users, for any parameters of one model."""
+
+    def __init__(
+        self,
+        score: Callable[[Params, Batch], Float[Array, "b items"]],
+        *,
+        num_items: int,
+        negatives: Int[np.ndarray, "n N"],
+        mesh: jax.sharding.Mesh,
+    ):
+        """Prepares one program; it is compiled once for each shape of batch.
+
+        Args:
+          score: `(params, batch) -> scores`, item k in column k.
+          num_items: V, size of the catalogue.
+          negatives: From `metrics.draw_negatives`, one row for each user.
+          mesh: Devices over which the users of a batch are split.
+        """
+        self._num_items = num_items
+        self._negatives = negatives
+        self._mesh = mesh
+
+        def rank(params, batch):
+            scores, target = score(params, batch), batch["target"]
+            new = metrics.without_seen(scores, batch["seen"])
+            return {
+                "full": metrics.rank_of_target(new, target, num_items=num_items),
+                "full_keep": metrics.rank_of_target(scores, target, num_items=num_items),
+                "uniform": metrics.rank_among(scores, target, batch["negatives"]),
+            }
+
+        self._rank = jax.jit(rank, out_shardings=sharding.replicated(mesh))
+
+    def __call__(self, params: Params, batches: Iterable[Batch]) -> Ranks:
+        """Ranks every user's target.
+
+        Args:
+          params: Of the model, laid out over the mesh.
+          batches: From `evaluation_batches`; between them, every row of `negatives` once.
+
+        Returns:
+          Ranks in the order of `negatives`.
+
+        Raises:
+          ValueError: If a user is missing.
+        """
+        found = []
+        for batch in batches:
+            row = batch["row"]
+            inputs = {name: array for name, array in batch.items() if name != "row"}
+            inputs["negatives"] = self._negatives[row]
+            inputs = jax.device_put(inputs, sharding.batch_sharding(self._mesh))
+            found.append((row, self._rank(params, inputs)))  # the device is still at work on it
+
+        num_users, num_negatives = self._negatives.shape
+        ranks = {name: np.full(num_users, np.nan) for name in ("full", "full_keep", "uniform")}
+        for row, rank in found:
+            for name, values in rank.items():
+                ranks[name][row[row >= 0]] = np.asarray(values)[row >= 0]
+        if missing := int(np.isnan(ranks["full"]).sum()):
+            raise ValueError(f"the batches leave out {missing} of {num_users} users")
+        return Ranks(**ranks, num_items=self._num_items, num_negatives=num_negatives)
+
+
+def summarize(ranks: Ranks, ks: Sequence[int] = KS) -> dict[str, float]:
+    """Averages the metrics of all protocols.
+
+    Args:
+      ranks: From `Evaluator`.
+      ks: Where rankings are cut off.
+
+    Returns:
+      {"full/recall@10": .., "full_keep/..": .., "uni100/..": .., "uni100_corrected/..": ..,
+      "repeated_targets": share of users whose target is not new to them}. The name of uni100 has
+      the number of negatives; its corrected form estimates `full_keep`.
+    """
+    uniform = f"uni{ranks.num_negatives}"
+    corrected = metrics.corrected_metrics_from_ranks(
+        ranks.uniform, ks, num_items=ranks.num_items, num_negatives=ranks.num_negatives
+    )
+    by_protocol = {
+        "full": metrics.metrics_from_ranks(ranks.full, ks),
+        "full_keep": metrics.metrics_from_ranks(ranks.full_keep, ks),
+        uniform: metrics.metrics_from_ranks(ranks.uniform, ks),
+        f"{uniform}_corrected": corrected,
+    }
+    found = {
+        f"{protocol}/{metric}": value
+        for protocol, values in by_protocol.items()
+        for metric, value in values.items()
+    }
+    repeated = np.isinf(ranks.full) & np.isfinite(ranks.full_keep)
+    return {**found, "repeated_targets": float(np.mean(repeated))}
+
+
+def history_lengths(interactions: Interactions, targets: Targets) -> Int[np.ndarray, "n"]:
+    """Counts the events before each target, those beyond what the model sees included."""
+    return targets.target - interactions.offsets[targets.users]
+
+
+def by_length(
+    ranks: Ranks,
+    lengths: Int[np.ndarray, "n"],
+    *,
+    dense_length: int,
+    ks: Sequence[int] = KS,
+) -> list[dict[str, float]]:
+    """Averages the metrics of users with histories of similar length.
+
+    Args:
+      ranks: From `Evaluator`.
+      lengths: From `history_lengths`, for the same users.
+      dense_length: Up to this length, (N + 1) S, attention leaves nothing out; a bucket ends there.
+      ks: Where rankings are cut off.
+
+    Returns:
+      A dict for each bucket that has users, shortest histories first: "min_length" and
+      "max_length" that occur in it, "num_users", and the metrics of `summarize`.
+    """
+    ends = sorted(_LENGTH_BOUNDARIES | {dense_length})
+    bucket = np.searchsorted(ends, lengths)  # a length equal to an end is inside
+    return [_bucket(ranks, lengths, bucket == b, ks) for b in np.unique(bucket)]
+
+
+def _bucket(ranks, lengths, inside, ks):
+    protocols = ("full", "full_keep", "uniform")
+    chosen = {name: getattr(ranks, name)[inside] for name in protocols}
+    return {
+        "min_length": int(lengths[inside].min()),
+        "max_length": int(lengths[inside].max()),
+        "num_users": int(inside.sum()),
+        **summarize(dataclasses.replace(ranks, **chosen), ks),
+    }

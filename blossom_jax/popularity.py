@@ -1,0 +1,75 @@
+"""Popularity: what any model has to beat, under the same rules.
+
+Every user has the same scores, so ranks are looked up instead of computed for each user.
+"""
+
+import numpy as np
+from jaxtyping import Int
+
+from blossom_jax.data.interactions import Interactions
+from blossom_jax.data.ragged import ragged_arange
+from blossom_jax.data.split import Split, Targets
+from blossom_jax.evaluate import Ranks
+
+
+def item_counts(interactions: Interactions, split: Split) -> Int[np.ndarray, "items"]:
+    """Counts how often each item occurs in what is trained on.
+
+    Returns:
+      int64[num_items + 1]; item k at k, 0 at 0.
+    """
+    begin = interactions.offsets[:-1]
+    user, event = ragged_arange(split.train_end - begin)
+    trained = interactions.items[begin[user] + event]
+    return np.bincount(trained, minlength=interactions.num_items + 1)
+
+
+def popularity_ranks(
+    interactions: Interactions,
+    split: Split,
+    targets: Targets,
+    negatives: Int[np.ndarray, "n N"],
+) -> Ranks:
+    """Ranks every target by how often each item occurs in what is trained on.
+
+    Args:
+      interactions: A prepared log.
+      split: Says what is trained on.
+      targets: The users to evaluate and their targets.
+      negatives: From `metrics.draw_negatives`, those of the model.
+
+    Returns:
+      What `evaluate.Evaluator` finds for a model whose scores are the counts.
+    """
+    counts = item_counts(interactions, split)
+    target = interactions.items[targets.target]
+    own = counts[target]
+
+    ascending = np.sort(counts[1:])
+    above = len(ascending) - np.searchsorted(ascending, own, side="right")
+    equal = len(ascending) - above - np.searchsorted(ascending, own, side="left") - 1
+    full_keep = 1 + above + 0.5 * equal
+
+    user, item = _seen(interactions, targets)
+    ahead = np.bincount(user, _ahead(counts[item], own[user]), minlength=len(target))
+    repeated = np.bincount(user, item == target[user], minlength=len(target)) > 0
+    return Ranks(
+        full=np.where(repeated, np.inf, full_keep - ahead),
+        full_keep=full_keep,
+        uniform=1 + np.sum(_ahead(counts[negatives], own[:, None]), axis=1),
+        num_items=interactions.num_items,
+        num_negatives=negatives.shape[1],
+    )
+
+
+def _ahead(others, own):
+    return (others > own) + 0.5 * (others == own)
+
+
+def _seen(interactions, targets):
+    """Lists (index of target, item) for each different item of each history."""
+    begin = interactions.offsets[targets.users]
+    user, event = ragged_arange(targets.target - begin)
+    item = interactions.items[begin[user] + event]
+    codes = np.unique(user * (interactions.num_items + 1) + item)
+    return np.divmod(codes, interactions.num_items + 1)
