@@ -1,0 +1,189 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from blossom_jax import metrics, sharding
+from blossom_jax.data.evaluation_batches import evaluation_batches
+from blossom_jax.data.interactions import Interactions
+from blossom_jax.data.split import leave_one_out
+from blossom_jax.evaluate import (
+    Evaluator,
+    Ranks,
+    by_length,
+    history_lengths,
+    last_scores,
+    summarize,
+)
+from blossom_jax.model import BlossomRec, ModelConfig
+
+NUM_ITEMS, NUM_NEGATIVES, MAX_LENGTH = 40, 10, 24
+
+
+@functools.cache
+def log():
+    """Users with histories of very different lengths, many of which repeat items."""
+    rng = np.random.default_rng(0)
+    lengths = rng.permutation([*rng.integers(3, 20, 45), 60, 150])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    items = np.concatenate([np.arange(NUM_ITEMS) + 1, rng.integers(1, NUM_ITEMS + 1, offsets[-1])])
+    return Interactions(
+        name="toy",
+        items=items[: offsets[-1]].astype(np.int32),
+        times=None,
+        offsets=offsets.astype(np.int64),
+        user_ids=np.arange(len(lengths)).astype(str),
+        item_ids=np.arange(NUM_ITEMS).astype(str),
+        card={},
+    )
+
+
+def targets():
+    return leave_one_out(log()).test
+
+
+def negatives():
+    return metrics.draw_negatives(log().items[targets().target], NUM_ITEMS, NUM_NEGATIVES)
+
+
+def score_by_small_integers(table, batch):
+    """Scores that no order of summation rounds: ties are ties on any mesh."""
+    present = (batch["positions"] >= 0)[..., None]
+    hidden = jnp.sum(table[batch["item_ids"]] * present, axis=1)
+    return hidden @ table.T
+
+
+def table():
+    return np.random.default_rng(1).integers(-2, 3, (NUM_ITEMS + 1, 6)).astype(np.float32)
+
+
+def evaluate(batch_users=8, mesh=(1, 1), score=score_by_small_integers, params=None):
+    mesh = sharding.make_mesh(*mesh, devices=jax.devices()[: mesh[0] * mesh[1]])
+    evaluator = Evaluator(score, num_items=NUM_ITEMS, negatives=negatives(), mesh=mesh)
+    batches = evaluation_batches(
+        log(), targets(), max_length=MAX_LENGTH, batch_users=batch_users, multiple_of=mesh.size
+    )
+    params = table() if params is None else params
+    return evaluator(jax.device_put(params, sharding.replicated(mesh)), batches)
+
+
+def slow_ranks():
+    """Ranks of every user by sorting out one item at a time."""
+    found = {"full": [], "full_keep": [], "uniform": []}
+    for user, end, drawn in zip(*targets(), negatives(), strict=True):
+        begin, target = log().offsets[user], log().items[end]
+        hidden = table()[log().items[max(begin, end - MAX_LENGTH) : end]].sum(axis=0)
+        scores = table() @ hidden
+        every_item, seen = set(range(1, NUM_ITEMS + 1)), set(log().items[begin:end])
+        candidates = {"full": every_item - seen, "full_keep": every_item, "uniform": drawn}
+        for protocol, items in candidates.items():
+            others = np.array([scores[i] for i in items if i != target])
+            rank = 1 + np.sum(others > scores[target]) + np.sum(others == scores[target]) / 2
+            is_missed = protocol == "full" and target in seen
+            found[protocol].append(np.inf if is_missed else rank)
+    return found
+
+
+def assert_same_ranks(ranks, expected):
+    for protocol in ("full", "full_keep", "uniform"):
+        np.testing.assert_array_equal(getattr(ranks, protocol), expected[protocol])
+
+
+def test_all_protocols():
+    expected = slow_ranks()
+    assert np.isinf(expected["full"]).any() and np.isfinite(expected["full"]).any()
+    assert_same_ranks(evaluate(), expected)
+
+
+@pytest.mark.parametrize(
+    ("batch_users", "mesh"), [(1, (1, 1)), (64, (1, 1)), (8, (8, 1)), (32, (4, 2)), (16, (2, 4))]
+)
+def test_ranks_do_not_depend_on_batches_and_devices(batch_users, mesh):
+    assert_same_ranks(evaluate(batch_users, mesh), slow_ranks())
+
+
+def test_a_model_ranks_alike_on_every_mesh():
+    config = ModelConfig(
+        attention="dense", hidden_size=16, inner_size=16, num_layers=1, max_length=MAX_LENGTH
+    )
+    model = BlossomRec(config, NUM_ITEMS, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(model)
+    one = evaluate(8, (1, 1), last_scores(graphdef), params)
+    eight = evaluate(16, (8, 1), last_scores(graphdef), params)
+    assert_same_ranks(eight, vars(one))
+
+    # The first user alone, without padding.
+    user, end = targets().users[0], targets().target[0]
+    history = log().items[log().offsets[user] : end][-MAX_LENGTH:]
+    hidden = model(history[None], np.arange(len(history), dtype=np.int32)[None])[0, -1]
+    own = metrics.rank_of_target(
+        model.scores(hidden)[None], log().items[end][None], num_items=NUM_ITEMS
+    )
+    assert one.full_keep[0] == own[0]
+
+
+def test_the_item_table_may_be_split():
+    mesh = sharding.make_mesh(4, 2)
+    rows = np.pad(table(), [(0, 7), (0, 0)], constant_values=50)  # surplus rows would win
+    evaluator = Evaluator(
+        score_by_small_integers, num_items=NUM_ITEMS, negatives=negatives(), mesh=mesh
+    )
+    batches = evaluation_batches(
+        log(), targets(), max_length=MAX_LENGTH, batch_users=16, multiple_of=8
+    )
+    params = jax.device_put(rows, jax.NamedSharding(mesh, sharding.TABLE_ROWS))
+    assert_same_ranks(evaluator(params, batches), slow_ranks())
+
+
+def test_one_program_a_shape():
+    traced = []
+
+    def score(table, batch):
+        traced.append(batch["item_ids"].shape + batch["seen"].shape)
+        return score_by_small_integers(table, batch)
+
+    evaluate(4, (1, 1), score)
+    assert len(traced) == len(set(traced)) <= 4
+
+
+def test_missing_users_are_noticed():
+    evaluator = Evaluator(
+        score_by_small_integers,
+        num_items=NUM_ITEMS,
+        negatives=negatives(),
+        mesh=sharding.make_mesh(1, 1, devices=jax.devices()[:1]),
+    )
+    batches = list(evaluation_batches(log(), targets(), max_length=MAX_LENGTH, batch_users=8))
+    with pytest.raises(ValueError, match="leave out 8 of 47 users"):
+        evaluator(table(), batches[1:])
+
+
+def test_summarize():
+    full = np.array([1, 3, np.inf, 30.5])
+    ranks = Ranks(full, np.array([2, 3, 1, 31.0]), np.array([1, 1, 2, 11.0]), 31, 30)
+    found = summarize(ranks, ks=(1, 10))
+    assert found["full/recall@10"] == 0.5 and found["full/ndcg@10"] == (1 + 0.5) / 4
+    assert found["full/mrr@1"] == 0.25 and found["full_keep/recall@1"] == 0.25
+    assert found["uni30/recall@10"] == 0.75
+    # All the others were drawn: there is nothing to correct.
+    assert found["uni30_corrected/mrr@10"] == pytest.approx(found["uni30/mrr@10"])
+    assert found["repeated_targets"] == 0.25
+    assert len(found) == 4 * 6 + 1
+
+
+def test_by_length():
+    ranks = evaluate()
+    lengths = history_lengths(log(), targets())
+    assert lengths.min() >= 2 and lengths.max() == 149
+    buckets = by_length(ranks, lengths, dense_length=12)
+    assert sum(bucket["num_users"] for bucket in buckets) == 47
+    assert buckets[0]["min_length"] == lengths.min()
+    ends = [0, 5, 10, 12, 20, 80, 160]
+    for low, high, bucket in zip(ends[:-1], ends[1:], buckets, strict=True):
+        inside = (lengths > low) & (lengths <= high)
+        assert bucket["num_users"] == inside.sum() > 0
+        assert bucket["max_length"] == lengths[inside].max()
+        assert bucket["full/mrr@20"] == metrics.metrics_from_ranks(ranks.full[inside])["mrr@20"]

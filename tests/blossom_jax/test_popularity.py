@@ -1,0 +1,61 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from blossom_jax import metrics, sharding
+from blossom_jax.data.evaluation_batches import evaluation_batches
+from blossom_jax.data.interactions import Interactions
+from blossom_jax.data.split import leave_one_out
+from blossom_jax.evaluate import Evaluator
+from blossom_jax.popularity import item_counts, popularity_ranks
+
+NUM_ITEMS = 25
+
+
+def log(lengths=(2, 3, 4, 9, 30, 70, 12, 1, 5)):
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    items = np.random.default_rng(0).zipf(1.5, offsets[-1]) % NUM_ITEMS + 1
+    return Interactions(
+        name="toy",
+        items=items.astype(np.int32),
+        times=None,
+        offsets=offsets.astype(np.int64),
+        user_ids=np.arange(len(lengths)).astype(str),
+        item_ids=np.arange(NUM_ITEMS).astype(str),
+        card={},
+    )
+
+
+def test_counts_come_from_training_alone():
+    interactions = log()
+    split = leave_one_out(interactions)
+    expected = np.zeros(NUM_ITEMS + 1, int)
+    for begin, end in zip(interactions.offsets, split.train_end, strict=False):
+        for item in interactions.items[begin:end]:
+            expected[item] += 1
+    np.testing.assert_array_equal(item_counts(interactions, split), expected)
+    assert expected.sum() == len(interactions.items) - 2 * len(split.test.users)
+
+
+@pytest.mark.parametrize("part", ["valid", "test"])
+def test_ranks_are_those_of_a_model_that_scores_by_counts(part):
+    interactions = log()
+    split = leave_one_out(interactions)
+    targets = getattr(split, part)
+    negatives = metrics.draw_negatives(interactions.items[targets.target], NUM_ITEMS, 8)
+    counts = jnp.asarray(item_counts(interactions, split), jnp.float32)
+    evaluator = Evaluator(
+        lambda counts, batch: jnp.tile(counts, (len(batch["target"]), 1)),
+        num_items=NUM_ITEMS,
+        negatives=negatives,
+        mesh=sharding.make_mesh(1, 1, devices=jax.devices()[:1]),
+    )
+    batches = evaluation_batches(interactions, targets, max_length=16, batch_users=4)
+    expected = evaluator(counts, batches)
+    found = popularity_ranks(interactions, split, targets, negatives)
+    assert found.num_items == NUM_ITEMS and found.num_negatives == 8
+    for protocol in ("full", "full_keep", "uniform"):
+        np.testing.assert_array_equal(getattr(found, protocol), getattr(expected, protocol))
+    assert np.isinf(found.full).any() and np.isfinite(found.full).any()
+    assert len(np.unique(counts)) < NUM_ITEMS  # some tie
