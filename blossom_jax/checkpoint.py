@@ -92,7 +92,7 @@ class Checkpoints:
                     progress=ocp.args.JsonRestore(),
                 )
                 return {"params": restored.params, **restored.optimizer}, restored.progress
-            self._report(f"checkpoint {self._directory / str(step)} is damaged; falling back")
+            self._report(f"checkpoint {self._directory / str(step)} is damaged or unfinished; falling back")
             self._manager.delete(step)
         return None
 
@@ -116,7 +116,7 @@ class Checkpoints:
         self._wait()
         if self._is_whole(step):
             return self._restore(step, params=ocp.args.StandardRestore(like)).params
-        self._report(f"checkpoint {self._directory / str(step)} is damaged")
+        self._report(f"checkpoint {self._directory / str(step)} is damaged or unfinished")
         return None
 
     def close(self) -> None:

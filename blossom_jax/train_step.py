@@ -80,7 +80,7 @@ def make_train_step(
     *,
     num_items: int,
     loss_chunk: int,
-) -> Callable[[State, dict, jax.Array], tuple[State, dict]]:
+) -> jax.stages.Wrapped:
     """Returns the jitted step `(state, batch, seed) -> (state, metrics)`.
 
     The state is donated. The batch holds int32 [B, L] `item_ids`, `targets` (0 = none) and

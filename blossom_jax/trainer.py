@@ -44,9 +44,13 @@ class Schedule:
     metric: str
 
     def __post_init__(self):
-        for name in ("num_steps", "log_every", "evaluate_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for names, steps in (
+            ("train.num_steps or else train.num_epochs", self.num_steps),
+            ("log.every_steps", self.log_every),
+            ("eval.every_steps or else eval.every_epochs", self.evaluate_every),
+        ):
+            if steps < 1:
+                raise UserError(f"{names} must be at least 1, got {steps} steps")
 
     def logs(self, step: int) -> bool:
         """Tells whether a line is due after a step."""
@@ -166,8 +170,9 @@ class Trainer:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not all(map(math.isfinite, values.values())):
             raise NonFiniteError(
-                f"loss or gradient is not finite at step {step} ({values}); "
-                "the checkpoints are of earlier steps"
+                f"loss or gradient is not finite at step {step}: mean loss "
+                f"{values['loss_sum'] / max(values['count'], 1.0)}, norm of the gradients "
+                f"{values['grad_norm']}; the checkpoints of earlier steps are kept"
             )
         progress.loss_sum += values["loss_sum"]
         progress.count += values["count"]

@@ -132,9 +132,10 @@ def _overrides(rest: Sequence[str]) -> Iterator[tuple[str, str]]:
         flag, equals, text = word.partition("=")
         if not flag.startswith("--config."):
             raise UserError(f"unknown argument {word!r}; --help lists those known")
-        if not equals and (text := next(words, None)) is None:
+        value = text if equals else next(words, None)
+        if value is None:
             raise UserError(f"{flag} needs a value: {flag}=value")
-        yield flag.removeprefix("--config."), text
+        yield flag.removeprefix("--config."), value
 
 
 def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
@@ -173,7 +174,7 @@ def _read_tuple(text: str) -> tuple:
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
-_READERS = {
+_READERS: dict[type, Callable[[str], object]] = {
     bool: lambda text: {"true": True, "false": False}[text.lower()],
     int: int,
     float: float,

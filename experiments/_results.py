@@ -41,8 +41,8 @@ def table(
     buckets = [("history length", "users", f"full/ndcg@{k}", f"full_keep/ndcg@{k}")]
     for bucket in by_length:
         lengths = f"{bucket['min_length']}-{bucket['max_length']}"
-        metrics = (f"{bucket[name]:.4f}" for name in buckets[0][2:])
-        buckets.append((lengths, f"{bucket['num_users']:,}", *metrics))
+        full, keep = (f"{bucket[name]:.4f}" for name in buckets[0][2:])
+        buckets.append((lengths, f"{bucket['num_users']:,}", full, keep))
     return "\n".join([title, "", *_align(rows), "", *_align(buckets)])
 
 

@@ -121,6 +121,7 @@ class Evaluation:
         interactions: data.Interactions,
         split: data.Split,
         part: str,
+        mesh: jax.sharding.Mesh,
     ):
         """Draws the negatives.
 
@@ -129,6 +130,7 @@ class Evaluation:
           interactions: The log.
           split: Of the log.
           part: "valid" or "test".
+          mesh: Devices over which users are split.
 
         Raises:
           UserError: A value of `config.eval` out of its range.
@@ -138,6 +140,7 @@ class Evaluation:
         if config.eval.num_negatives < 1:
             raise UserError(f"eval.num_negatives must be at least 1: {config.eval.num_negatives}")
         self._config, self._interactions, self._split = config, interactions, split
+        self._mesh = mesh
         self._targets = getattr(split, part)
         self._negatives = metrics.draw_negatives(
             interactions.items[self._targets.target],
@@ -145,6 +148,7 @@ class Evaluation:
             num=config.eval.num_negatives,
             seed=config.eval.negatives_seed,
         )
+        next(self._batches())  # refuses here what it would refuse after the first epoch
 
     def popularity(self) -> dict[str, float]:
         """Returns the metrics of ranking by how often an item was trained on."""
@@ -153,28 +157,24 @@ class Evaluation:
         )
         return evaluate.summarize(ranks, self._config.eval.ks)
 
-    def ranker(
-        self, graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh
-    ) -> Callable[[Any], evaluate.Ranks]:
+    def ranker(self, graphdef: nnx.GraphDef) -> Callable[[Any], evaluate.Ranks]:
         """Returns a function from parameters to the ranks of all targets."""
         evaluator = evaluate.Evaluator(
             evaluate.last_scores(graphdef),
             num_items=self._interactions.num_items,
             negatives=self._negatives,
-            mesh=mesh,
+            mesh=self._mesh,
         )
+        return lambda params: evaluator(params, self._batches())
 
-        def rank(params):
-            batches = evaluation_batches(
-                self._interactions,
-                self._targets,
-                max_length=self._config.model.max_length,
-                batch_users=self._config.eval.batch_users,
-                multiple_of=mesh.shape[sharding.DATA],
-            )
-            return evaluator(params, batches)
-
-        return rank
+    def _batches(self):
+        return evaluation_batches(
+            self._interactions,
+            self._targets,
+            max_length=self._config.model.max_length,
+            batch_users=self._config.eval.batch_users,
+            multiple_of=self._mesh.shape[sharding.DATA],
+        )
 
     def summarize(self, ranks: evaluate.Ranks) -> dict[str, float]:
         """Returns the metrics of all protocols by name."""

@@ -53,8 +53,8 @@ def evaluate(workdir: pathlib.Path, part: str) -> dict:
         params = checkpoints.restore_params(progress["best_step"], like)
     if params is None:
         raise UserError(f"{workdir} holds no whole checkpoint of step {progress['best_step']}")
-    evaluation = _setup.Evaluation(config, interactions, split, part)
-    ranks = evaluation.ranker(graphdef, mesh)(params)
+    evaluation = _setup.Evaluation(config, interactions, split, part, mesh)
+    ranks = evaluation.ranker(graphdef)(params)
     return {
         "title": f"{interactions.name}: {part} of {config.model.attention} attention after step "
         f"{progress['best_step']:,}",

@@ -7,6 +7,7 @@ same command again resumes a run that was stopped, or prints the results of a fi
 """
 
 import contextlib
+import difflib
 import os
 import pathlib
 import sys
@@ -69,7 +70,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict | No
         state, progress = _start_or_resume(plan, checkpoints)
         with _logs(workdir, progress.step, plan.schedule.num_steps) as (log, terminal):
             terminal.say(_describe(plan, progress))
-            rank = plan.valid.ranker(plan.graphdef, plan.mesh)
+            rank = plan.valid.ranker(plan.graphdef)
             trainer = Trainer(
                 plan.step,
                 lambda params: plan.valid.summarize(rank(params)),
@@ -110,12 +111,17 @@ class _Plan(NamedTuple):
 
 
 def _plan(config: ml_collections.ConfigDict) -> _Plan:
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed must lie in [0, 2**32), got {config.seed}")
+    if config.train.loss_chunk < 1:
+        raise UserError(f"train.loss_chunk must be at least 1, got {config.train.loss_chunk}")
     interactions, split = _setup.load_data(config)
-    valid = _setup.Evaluation(config, interactions, split, "valid")
-    if config.eval.metric not in (names := valid.popularity()):
-        raise UserError(f"eval.metric={config.eval.metric!r} must be one of {', '.join(names)}")
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     sharding.check_batch(config.train.batch_rows, mesh)
+    valid = _setup.Evaluation(config, interactions, split, "valid", mesh)
+    if config.eval.metric not in (measured := valid.popularity()):
+        nearest = difflib.get_close_matches(config.eval.metric, measured, n=1, cutoff=0.0)
+        raise UserError(f"eval.metric={config.eval.metric}: did you mean {nearest[0]}?")
     stream = _setup.make_stream(config, interactions, split)
     schedule = _setup.make_schedule(config, stream.steps_per_epoch)
     optimizer = _setup.make_optimizer(config, schedule.num_steps)
@@ -213,8 +219,8 @@ def _describe(plan: _Plan, progress: Progress) -> str:
 
 def _test(plan: _Plan, params: nnx.State, progress: Progress) -> dict:
     """Asks the test questions, once; returns what stands in results.json."""
-    test = _setup.Evaluation(plan.config, plan.interactions, plan.split, "test")
-    ranks = test.ranker(plan.graphdef, plan.mesh)(params)
+    test = _setup.Evaluation(plan.config, plan.interactions, plan.split, "test", plan.mesh)
+    ranks = test.ranker(plan.graphdef)(params)
     return {
         "dataset": plan.interactions.name,
         "model": plan.config.model.attention,

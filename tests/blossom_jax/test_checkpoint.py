@@ -92,7 +92,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(directory, damage, cap
     state, progress = checkpoints.restore_latest(LIKE)
     assert int(state["step"]) == 30
     assert progress == {"loss": 0.1 * 30}
-    assert lines == [f"checkpoint {directory / '40'} is damaged; falling back"]
+    assert lines == [f"checkpoint {directory / '40'} is damaged or unfinished; falling back"]
     assert capfd.readouterr() == ("", "")
     checkpoints.save(40, make_state(41), {}, best_step=10)
     checkpoints.close()
@@ -117,7 +117,7 @@ def test_a_damaged_best_is_reported(directory):
     truncate(largest_file(directory / "10"))
     lines = []
     assert Checkpoints(directory, report=lines.append).restore_params(10, LIKE["params"]) is None
-    assert lines == [f"checkpoint {directory / '10'} is damaged"]
+    assert lines == [f"checkpoint {directory / '10'} is damaged or unfinished"]
 
 
 def test_another_model_is_refused_in_one_line(directory):

@@ -183,10 +183,17 @@ def test_sigterm_finishes_the_step_and_saves(whole, tmp_path):
     assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["num_steps", "log_every", "evaluate_every"])
-def test_a_schedule_without_steps_is_refused(name):
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("num_steps", "train.num_steps"),
+        ("log_every", "log.every_steps"),
+        ("evaluate_every", "eval.every_steps"),
+    ],
+)
+def test_a_schedule_without_steps_is_refused(name, key):
     values = {"num_steps": 1, "log_every": 1, "evaluate_every": 1}
-    with pytest.raises(UserError, match=name):
+    with pytest.raises(UserError, match=key):
         Schedule(**values | {name: 0}, checkpoint_every=0, patience=0, metric="score")
 
 
