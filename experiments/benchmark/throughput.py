@@ -18,17 +18,12 @@ import numpy as np
 from flax import nnx
 
 from blossom_jax import sharding, train_step
-from blossom_jax.config import ModelConfig
-from blossom_jax.data import leave_one_out, load_dataset
-from blossom_jax.data.pipeline import TrainStream
-from blossom_jax.data.windows import training_windows
 from blossom_jax.errors import UserError
 from blossom_jax.model import BlossomRec
-from blossom_jax.optimizer import make_optimizer
+from experiments import _setup
 from experiments.benchmark import measure
 
 Batch = dict[str, np.ndarray]
-OPTIMIZER = ("learning_rate", "warmup_steps", "schedule", "weight_decay", "b1", "b2", "clip_norm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,36 +43,21 @@ def run(arguments: argparse.Namespace) -> None:
         config = importlib.import_module(f"configs.{arguments.dataset}").get_config()
     except ModuleNotFoundError:
         raise UserError(f"--dataset={arguments.dataset}: no config has that name") from None
+    if arguments.batch_rows:
+        config.train.batch_rows = arguments.batch_rows
+    interactions, split = _setup.load_data(config)
+    with _setup.make_stream(config, interactions, split) as stream:
+        packed = next(stream)
+    layouts = {"packed": packed, "padded": unpack(packed, config.model.max_length)}
     report = measure.Report("throughput", arguments.json)
-    packed, num_items = first_batch(config, arguments.batch_rows or config.train.batch_rows)
-    sizes = ModelConfig(**config.model)
-
-    def make_model():
-        return BlossomRec(sizes, num_items, rngs=nnx.Rngs(config.seed))
-
-    padded = unpack(packed, config.model.max_length)
-    compare("encoder", encoders(make_model, packed, padded), arguments.rounds, report)
-    compare("whole step", steps(make_model, packed, padded, config), arguments.rounds, report)
+    make_model = _setup.model_maker(config, interactions.num_items)
+    compare("encoder", layouts, encode(make_model), arguments.rounds, report)
+    # With a target at padding too, the loss has no token to skip.
+    padded = layouts["padded"]
+    everywhere = padded | {"targets": np.maximum(padded["targets"], 1)}
+    layouts["padded, none skipped"] = everywhere
+    compare("whole step", layouts, step(make_model, config), arguments.rounds, report)
     _print(report.records)
-
-
-def first_batch(config: ml_collections.ConfigDict, batch_rows: int) -> tuple[Batch, int]:
-    """Returns the first packed batch of a training run, and the number of items."""
-    data = config.data
-    log = load_dataset(
-        data.name,
-        path=data.path,
-        cache_dir=data.cache_dir,
-        min_user_events=data.min_user_events,
-        min_item_events=data.min_item_events,
-        repeats=data.repeats,
-    )
-    windows = training_windows(log, leave_one_out(log), config.model.max_length)
-    stream = TrainStream(
-        log, windows, row_length=data.row_length, batch_rows=batch_rows, seed=config.seed
-    )
-    with stream:
-        return next(stream), log.num_items
 
 
 def unpack(packed: Batch, row_length: int) -> Batch:
@@ -103,21 +83,26 @@ def unpack(packed: Batch, row_length: int) -> Batch:
 
 def compare(
     measured: str,
-    calls: dict[str, tuple[Batch, Callable]],
+    layouts: dict[str, Batch],
+    prepare: Callable[[Batch], Callable],
     rounds: int,
     report: measure.Report,
 ) -> None:
-    """Times calls over batches of the same histories, and reports each with its ratio to the first.
+    """Times the same work on batches of the same histories, and reports each.
+
+    `seconds_ratio` is to the first layout.
 
     Args:
-      measured: What the calls do.
-      calls: The batch and what is called, by layout.
+      measured: Name of the work.
+      layouts: Batches by name.
+      prepare: Turns a batch into a call that does the work.
       rounds: Timed calls of each.
       report: Where measurements are added.
     """
-    seconds = measure.medians({name: call for name, (_, call) in calls.items()}, rounds)
+    calls = {name: prepare(batch) for name, batch in layouts.items()}
+    seconds = measure.medians(calls, rounds)
     first = next(iter(seconds.values()))
-    for name, (batch, _) in calls.items():
+    for name, batch in layouts.items():
         tokens = int((batch["positions"] >= 0).sum())
         rows, length = batch["positions"].shape
         report.add(
@@ -133,34 +118,30 @@ def compare(
         )
 
 
-def encoders(make_model: Callable, packed: Batch, padded: Batch) -> dict:
-    """Prepares the encoder, forward and backward and without dropout, on both layouts."""
+def encode(make_model: Callable[[], BlossomRec]) -> Callable[[Batch], Callable]:
+    """Prepares the encoder alone, forward and backward, without dropout."""
     graphdef, params = nnx.split(make_model(), nnx.Param)
 
     @jax.jit
-    def encode(params, batch):
+    def gradient(params, batch):
         def mean_square(params):
             hidden = nnx.merge(graphdef, params)(batch["item_ids"], batch["positions"])
             return jnp.mean(jnp.square(hidden), where=(batch["positions"] >= 0)[..., None])
 
         return jax.value_and_grad(mean_square)(params)
 
-    def prepare(batch):
-        return batch, functools.partial(encode, params, jax.device_put(batch))
-
-    return {"packed": prepare(packed), "padded": prepare(padded)}
+    return lambda batch: functools.partial(gradient, params, jax.device_put(batch))
 
 
-def steps(
-    make_model: Callable, packed: Batch, padded: Batch, config: ml_collections.ConfigDict
-) -> dict:
-    """Prepares the whole training step on both layouts, and on one that skips no token."""
+def step(
+    make_model: Callable[[], BlossomRec], config: ml_collections.ConfigDict
+) -> Callable[[Batch], Callable]:
+    """Prepares the whole training step on one device."""
     mesh = sharding.make_mesh(1, devices=jax.local_devices()[:1])
-    optimizer = make_optimizer(
-        total_steps=10_000, accumulate_steps=1, **{name: config.train[name] for name in OPTIMIZER}
-    )
-    graphdef, like = train_step.abstract_state(make_model, optimizer, mesh)
-    step = train_step.make_train_step(
+    optimizer = _setup.make_optimizer(config, num_steps=10_000)
+    graphdef, _ = train_step.abstract_params(make_model, mesh)
+    like = train_step.abstract_state(make_model, optimizer, mesh)
+    program = train_step.make_train_step(
         graphdef,
         optimizer,
         mesh,
@@ -168,28 +149,21 @@ def steps(
         num_items=nnx.eval_shape(make_model).num_items,
         loss_chunk=config.train.loss_chunk,
     )
-
     initial = train_step.init_state(make_model, optimizer, like)
+    seed = jnp.uint32(config.seed)
 
     def prepare(batch):
         state = jax.tree.map(jnp.copy, initial)  # the step consumes it
         on_device = sharding.put_batch(batch, mesh)
-        seed = jnp.uint32(config.seed)
 
         def call():
             nonlocal state
-            state, metrics = step(state, on_device, seed)
+            state, metrics = program(state, on_device, seed)
             return metrics
 
-        return batch, call
+        return call
 
-    # With a target at padding too, the loss has no token to skip.
-    all_targets = padded | {"targets": np.maximum(padded["targets"], 1)}
-    return {
-        "packed": prepare(packed),
-        "padded": prepare(padded),
-        "padded, none skipped": prepare(all_targets),
-    }
+    return prepare
 
 
 def _print(records: list[dict]) -> None:

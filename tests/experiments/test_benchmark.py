@@ -1,14 +1,16 @@
 import json
+import sys
+import types
 
 import jax
 import numpy as np
+import polars as pl
 import pytest
-from flax import nnx
 
-from blossom_jax.config import ModelConfig
+from blossom_jax.data import interactions
 from blossom_jax.errors import UserError
-from blossom_jax.model import BlossomRec
 from configs import common
+from experiments import _setup
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import attention, measure, throughput
 
@@ -86,31 +88,61 @@ def test_unpack_gives_each_history_its_own_row():
     assert {name: array.tolist() for name, array in padded.items()} == PADDED
 
 
-def test_throughput_compares_the_same_work():
+def _config():
     config = common.get_config()
     config.train.loss_chunk = 16
-    # Dense attention compiles fastest, and what is tested is the same for all.
-    sizes = ModelConfig(attention="dense", hidden_size=8, inner_size=8, num_layers=1, num_heads=2)
+    # Dense attention without dropout compiles fastest, and what is tested is the same for all.
+    config.model.update(attention="dense", hidden_size=8, inner_size=8, num_layers=1)
+    config.model.update(num_heads=2, num_kv_heads=1, dropout=0.0, embedding_dropout=0.0)
+    return config
 
-    def make_model():
-        return BlossomRec(sizes, 20, rngs=nnx.Rngs(0))
 
+def test_encoder_does_the_same_work_in_both_layouts():
+    prepare = throughput.encode(_setup.model_maker(_config(), 20))
+    packed, padded = prepare(PACKED)(), prepare(throughput.unpack(PACKED, 4))()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), packed, padded)
+
+
+def test_step_does_the_same_work_in_both_layouts():
+    prepare = throughput.step(_setup.model_maker(_config(), 20), _config())
+    packed, padded = prepare(PACKED)(), prepare(throughput.unpack(PACKED, 4))()
+    assert packed["count"] == 11
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), packed, padded)
+
+
+def test_throughput_is_of_the_tokens_that_matter():
     padded = throughput.unpack(PACKED, 4)
-    encoders = throughput.encoders(make_model, PACKED, padded)
-    steps = throughput.steps(make_model, PACKED, padded, config)
-
-    losses, gradients = zip(*(call() for _, call in encoders.values()), strict=True)
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *gradients)
-    counts = {name: int(call()["count"]) for name, (_, call) in steps.items()}
-    assert counts == {"packed": 11, "padded": 11, "padded, none skipped": 16}
-
     report = measure.Report("throughput")
-    throughput.compare("whole step", steps, 1, report)
-    first = report.records[0]
-    assert [record["layout"] for record in report.records] == list(steps)
+    layouts = {"packed": PACKED, "padded": padded}
+    throughput.compare("waiting", layouts, lambda batch: lambda: batch["item_ids"], 3, report)
+    packed, padded = report.records
+    assert (packed["layout"], padded["layout"]) == ("packed", "padded")
+    assert padded["seconds_ratio"] == padded["seconds"] / packed["seconds"]
     for record in report.records:
         assert record["tokens"] == 11
         assert record["tokens_per_second"] == 11 / record["seconds"]
-        assert record["seconds_ratio"] == record["seconds"] / first["seconds"]
         assert record["fill"] == 11 / (record["rows"] * record["row_length"])
+
+
+def test_throughput_measures_every_layout(monkeypatch, tmp_path):
+    events = [(user, item) for user in range(6) for item in range(user, user + 6)]
+    table = pl.DataFrame(events, schema=["user", "item"], orient="row").cast(pl.String)
+    interactions.save(interactions.from_table(table, name="tiny"), tmp_path / "log")
+    config = _config()
+    config.model.max_length, config.data.row_length = 4, 8
+    config.data.name, config.data.path = "custom", str(tmp_path / "log")
+    tiny = types.SimpleNamespace(get_config=config.lock)
+    monkeypatch.setitem(sys.modules, "configs.tiny", tiny)
+
+    lines = tmp_path / "lines.jsonl"
+    flags = ["--dataset=tiny", "--batch-rows=2", "--rounds=1", f"--json={lines}"]
+    benchmark.main(["throughput", *flags])
+    records = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [(r["measured"], r["layout"], r["rows"], r["row_length"]) for r in records] == [
+        ("encoder", "packed", 2, 8),
+        ("encoder", "padded", 4, 4),
+        ("whole step", "packed", 2, 8),
+        ("whole step", "padded", 4, 4),
+        ("whole step", "padded, none skipped", 4, 4),
+    ]
+    assert {r["tokens"] for r in records} == {12}  # four windows of three inputs
