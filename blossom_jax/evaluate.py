@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from blossom_jax import metrics, sharding
 from blossom_jax.data.interactions import Interactions
 from blossom_jax.data.split import Targets
 
-Params = PyTree
-Batch = dict[str, Any]  # from evaluation_batches
+Params = Any  # a pytree
+Batch = dict[str, Any]  # of arrays, from evaluation_batches
 KS = (1, 5, 10, 20)
 _LENGTH_BOUNDARIES = {5, 10, 20, 40, 80, 160, 320}
 
@@ -166,7 +166,7 @@ def by_length(
     *,
     dense_length: int,
     ks: Sequence[int] = KS,
-) -> list[dict[str, float]]:
+) -> list[dict[str, int | float]]:
     """Averages the metrics of users with histories of similar length.
 
     Args:

@@ -21,7 +21,7 @@ class _Options(NamedTuple):
 def full_cross_entropy(
     hidden: Float[Array, "T M"],
     table: Float[Array, "R M"],
-    targets: Int[Array, " T"],
+    targets: Int[Array, "T"],
     *,
     num_items: int,
     chunk: int = 512,

@@ -118,9 +118,9 @@ def test_a_model_ranks_alike_on_every_mesh():
     # The first user alone, without padding.
     user, end = targets().users[0], targets().target[0]
     history = log().items[log().offsets[user] : end][-MAX_LENGTH:]
-    hidden = model(history[None], np.arange(len(history), dtype=np.int32)[None])[0, -1]
+    hidden = model(jnp.asarray(history)[None], jnp.arange(len(history))[None])[0, -1]
     own = metrics.rank_of_target(
-        model.scores(hidden)[None], log().items[end][None], num_items=NUM_ITEMS
+        model.scores(hidden)[None], jnp.asarray(log().items[end])[None], num_items=NUM_ITEMS
     )
     assert one.full_keep[0] == own[0]
 

@@ -145,7 +145,7 @@ def test_logits_exist_for_one_chunk_only(differentiate):
 
 
 def test_caller_mistakes():
-    hidden, table, targets = inputs()
+    hidden, table, targets = map(jnp.asarray, inputs())
     with pytest.raises(ValueError, match=r"num_items=64 rows, got table.shape=\(64, 8\)"):
         losses.full_cross_entropy(hidden, table, targets, num_items=ROWS)
     with pytest.raises(ValueError, match="chunk=0"):
