@@ -202,7 +202,8 @@ class DenseAttention(nnx.Module):
                 "implementation": "xla",
                 "mask": _segment_mask(positions, self.config.causal),
             }
-        attended = jax.nn.dot_product_attention(q, k, v, **masking)
+        with jax.default_matmul_precision(self.config.precision.name.lower()):
+            attended = jax.nn.dot_product_attention(q, k, v, **masking)
         attended = jnp.where(real[:, :, None, None], attended, 0)
         return self.out(attended.reshape(x.shape))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from blossom_jax.errors import UserError
@@ -108,6 +109,12 @@ class ModelConfig:
     def compute_dtype(self) -> jnp.dtype:
         """The dtype that activations have between layers."""
         return jnp.dtype(self.dtype)
+
+    @property
+    def precision(self) -> jax.lax.Precision:
+        """Of matrix products: a GPU's default would round f32 to 10 bits, and flip selections."""
+        exact = self.dtype == "float32"
+        return jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
 
 
 def _check(holds: bool, message: str) -> None:

@@ -24,6 +24,7 @@ def linear(
         out_features,
         use_bias=use_bias,
         dtype=config.compute_dtype,
+        precision=config.precision,
         kernel_init=WEIGHT_INIT,
         rngs=rngs,
     )

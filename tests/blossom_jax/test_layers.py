@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from blossom_jax import layers
+from blossom_jax.attention import make_attention
 from blossom_jax.config import ModelConfig
 
 
@@ -83,3 +84,13 @@ def test_feed_forward_is_the_exact_gelu_between_two_linear_maps():
     erf = np.vectorize(math.erf)
     want = (inner * (1 + erf(inner / np.sqrt(2))) / 2) @ kernel_2
     np.testing.assert_allclose(module(jnp.asarray(x, jnp.float32)), want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "exact"), [("float32", 4), ("bfloat16", 0)])
+def test_float32_asks_for_exact_products(dtype, exact):
+    """A GPU rounds the inputs of f32 products to 10 bits unless it is told not to."""
+    module = make_attention(ModelConfig(attention="dense", dtype=dtype), rngs=nnx.Rngs(0))
+    inputs = jnp.ones((1, 4, 64), dtype), jnp.arange(4, dtype=jnp.int32)[None]
+    program = str(jax.make_jaxpr(module)(*inputs))
+    assert program.count("dot_general[") == 4  # qkv, logits, values, out
+    assert program.count("precision=(Precision.HIGHEST") == exact
