@@ -5,10 +5,12 @@ later. So every finished checkpoint is sealed with the digests of its files, and
 is missing or broken is passed over.
 """
 
+import functools
 import hashlib
 import json
 import os
 import pathlib
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,23 +30,35 @@ class Checkpoints:
     "progress" (JSON), so that the parameters can be read without the rest.
     """
 
-    def __init__(self, directory: pathlib.Path, report: Callable[[str], None] = print):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        *,
+        read_only: bool = False,
+        report: Callable[[str], None] = print,
+    ):
         """Opens the folder, which need not exist.
 
         Args:
           directory: Where the checkpoints are.
+          read_only: Leaves everything as it is: another process may be writing there.
           report: Takes the line that says that a damaged checkpoint was passed over.
         """
         self._directory = pathlib.Path(directory).absolute()
+        self._read_only = read_only
         self._report = report
         self._keep = _LatestTwoAndBest()
         self._sealing = threading.Thread()
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=self._keep, cleanup_tmp_directories=True
-            ),
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        # Made when it is needed, as it complains at length about damaged checkpoints.
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._keep,
+            create=not self._read_only,
+            cleanup_tmp_directories=not self._read_only,
         )
+        return ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, step: int, state: dict, progress: dict, best_step: int) -> None:
         """Copies the state to the host, and writes it in the background.
@@ -82,26 +96,24 @@ class Checkpoints:
         Raises:
           UserError: A whole checkpoint that another version of the model wrote.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            if self._is_whole(step):
-                rest = {name: value for name, value in like.items() if name != "params"}
-                restored = self._restore(
-                    step,
-                    params=ocp.args.StandardRestore(like["params"]),
-                    optimizer=ocp.args.StandardRestore(rest),
-                    progress=ocp.args.JsonRestore(),
-                )
-                return {"params": restored.params, **restored.optimizer}, restored.progress
-            self._report(f"checkpoint {self._directory / str(step)} is damaged or unfinished; falling back")
-            self._manager.delete(step)
-        return None
+        step = self._latest_whole(remove=True)
+        if step is None:
+            return None
+        rest = {name: value for name, value in like.items() if name != "params"}
+        restored = self._restore(
+            step,
+            params=ocp.args.StandardRestore(like["params"]),
+            optimizer=ocp.args.StandardRestore(rest),
+            progress=ocp.args.JsonRestore(),
+        )
+        return {"params": restored.params, **restored.optimizer}, restored.progress
 
     def latest_progress(self) -> dict | None:
         """Returns the progress of the latest checkpoint that is whole, or None."""
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            if self._is_whole(step):
-                return self._restore(step, progress=ocp.args.JsonRestore()).progress
-        return None
+        step = self._latest_whole(remove=False)
+        if step is None:
+            return None
+        return self._restore(step, progress=ocp.args.JsonRestore()).progress
 
     def restore_params(self, step: int, like: Any) -> Any | None:
         """Returns the parameters of one checkpoint, or None (and says so) if it is damaged.
@@ -123,6 +135,18 @@ class Checkpoints:
         """Waits until everything is written."""
         self._wait()
         self._manager.close()
+
+    def _latest_whole(self, *, remove: bool) -> int | None:
+        """Returns the latest step whose checkpoint is whole; reports, or removes, later ones."""
+        steps = [int(path.name) for path in self._directory.glob("*") if path.name.isdigit()]
+        for step in sorted(steps, reverse=True):
+            if self._is_whole(step):
+                return step
+            folder = self._directory / str(step)
+            self._report(f"checkpoint {folder} is damaged or unfinished; falling back")
+            if remove and jax.process_index() == 0:
+                shutil.rmtree(folder)
+        return None
 
     def _restore(self, step: int, **items) -> ocp.args.Composite:
         try:

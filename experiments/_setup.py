@@ -12,6 +12,7 @@ from blossom_jax import data, evaluate, metrics, optimizer, popularity, sharding
 from blossom_jax.compression import is_compressor_parameter
 from blossom_jax.data.evaluation_batches import evaluation_batches
 from blossom_jax.data.pipeline import TrainStream
+from blossom_jax.data.registry import DATASETS
 from blossom_jax.data.windows import training_windows
 from blossom_jax.errors import UserError
 from blossom_jax.model import BlossomRec, ModelConfig
@@ -20,14 +21,7 @@ from blossom_jax.trainer import Schedule
 
 def load_data(config: ml_collections.ConfigDict) -> tuple[data.Interactions, data.Split]:
     """Returns the log of `config.data`, and which events train, validate and test."""
-    interactions = data.load_dataset(
-        config.data.name,
-        path=config.data.path,
-        cache_dir=config.data.cache_dir,
-        min_user_events=config.data.min_user_events,
-        min_item_events=config.data.min_item_events,
-        repeats=config.data.repeats,
-    )
+    interactions = _load_log(config)
     if config.data.split == "leave_one_out":
         return interactions, data.leave_one_out(interactions)
     if config.data.split == "global_time":
@@ -38,6 +32,22 @@ def load_data(config: ml_collections.ConfigDict) -> tuple[data.Interactions, dat
     raise UserError(
         f"data.split must be 'leave_one_out' or 'global_time', got {config.data.split!r}"
     )
+
+
+def _load_log(config: ml_collections.ConfigDict) -> data.Interactions:
+    try:
+        return data.load_dataset(
+            config.data.name,
+            path=config.data.path,
+            cache_dir=config.data.cache_dir,
+            min_user_events=config.data.min_user_events,
+            min_item_events=config.data.min_item_events,
+            repeats=config.data.repeats,
+        )
+    except UserError as error:
+        if config.data.name not in DATASETS:
+            raise
+        raise UserError(f"{error}; configs/synthetic.py needs no file and no network") from error
 
 
 def check_data(interactions: data.Interactions, content_hash: str) -> None:

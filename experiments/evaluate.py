@@ -45,7 +45,8 @@ def evaluate(workdir: pathlib.Path, part: str) -> dict:
     interactions, split = _setup.load_data(config)
     mesh = sharding.make_mesh()
     graphdef, like = abstract_params(_setup.model_maker(config, interactions.num_items), mesh)
-    with contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints:
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    with contextlib.closing(checkpoints):
         progress = checkpoints.latest_progress()
         if progress is None or not progress["best_step"]:
             raise UserError(f"{workdir} holds no checkpoint of a model that was evaluated")

@@ -40,7 +40,8 @@ def steps(directory):
 
 
 def largest_file(folder):
-    return max(folder.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
 
 
 def test_the_latest_two_and_the_best_are_kept(directory):
@@ -74,19 +75,31 @@ def test_donating_the_state_right_after_save_leaves_the_copy_alone(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored, make_state(1))
 
 
-def truncate(path):
+def truncate(folder):
+    path = largest_file(folder)
     path.write_bytes(path.read_bytes()[:-5])
 
 
-def flip_a_bit(path):
+def truncate_all(folder):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:5])
+
+
+def flip_a_bit(folder):
+    path = largest_file(folder)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, lambda path: path.unlink()])
+def lose_a_file(folder):
+    largest_file(folder).unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, truncate_all, flip_a_bit, lose_a_file])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(directory, damage, capfd):
-    damage(largest_file(directory / "40"))
+    damage(directory / "40")
     lines = []
     checkpoints = Checkpoints(directory, report=lines.append)
     state, progress = checkpoints.restore_latest(LIKE)
@@ -105,16 +118,27 @@ def test_one_that_was_never_sealed_is_passed_over(directory):
     assert int(state["step"]) == 30
 
 
+def test_reading_only_removes_nothing(directory):
+    truncate(directory / "40")
+    (directory / "50.orbax-checkpoint-tmp").mkdir()
+    checkpoints = Checkpoints(directory, read_only=True, report=lambda line: None)
+    assert checkpoints.latest_progress() == {"loss": 0.1 * 30}
+    assert checkpoints.restore_params(10, LIKE["params"]) is not None
+    checkpoints.close()
+    assert steps(directory) == [10, 30, 40]
+    assert (directory / "50.orbax-checkpoint-tmp").exists()
+
+
 def test_when_all_are_damaged_the_run_starts_anew(directory):
     for step in (10, 30, 40):
-        truncate(largest_file(directory / str(step)))
+        truncate(directory / str(step))
     lines = []
     assert Checkpoints(directory, report=lines.append).restore_latest(LIKE) is None
     assert len(lines) == 3
 
 
 def test_a_damaged_best_is_reported(directory):
-    truncate(largest_file(directory / "10"))
+    truncate(directory / "10")
     lines = []
     assert Checkpoints(directory, report=lines.append).restore_params(10, LIKE["params"]) is None
     assert lines == [f"checkpoint {directory / '10'} is damaged or unfinished"]

@@ -1,0 +1,233 @@
+"""The training command on a tiny log: its files, kill -9 and resume, and what it refuses."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+
+from blossom_jax.data import from_table, interactions
+from blossom_jax.errors import UserError
+from experiments import _workdir, evaluate, train
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SIZES = {
+    "data.row_length": 32,
+    "model.hidden_size": 16,
+    "model.inner_size": 16,
+    "model.num_layers": 1,
+    "model.compress_block_size": 4,
+    "model.compress_stride": 2,
+    "model.selection_block_size": 2,
+    "model.num_selected_blocks": 2,
+    "model.max_length": 16,
+    "train.batch_rows": 8,
+    "train.num_steps": 40,
+    "eval.every_steps": 10,
+    "eval.batch_users": 64,
+    "eval.num_negatives": 10,
+    "checkpoint.every_steps": 3,
+    "log.every_steps": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    """Returns a folder with 60 users who walk along a ring of 30 items, 1 to 30 events each."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (str(user), str(item))
+        for user in range(60)
+        for item in (rng.integers(30) + np.arange(1 + user // 2)) % 30
+    ]
+    folder = tmp_path_factory.mktemp("log") / "tiny"
+    table = pl.DataFrame(rows, schema=["user", "item"], orient="row")
+    interactions.save(from_table(table, name="tiny"), folder)
+    return folder
+
+
+def flags(log, workdir, **changes):
+    values = SIZES | {"data.path": log} | {key.replace("__", "."): v for key, v in changes.items()}
+    overrides = [f"--config.{key}={value}" for key, value in values.items()]
+    return [f"--config={ROOT}/configs/custom.py", f"--workdir={workdir}", *overrides]
+
+
+def start(module, *arguments):
+    """Starts a command in a process of its own, on one device."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(module, *arguments):
+    """Returns what a command that must succeed prints to standard output."""
+    process = start(module, *arguments)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return output
+
+
+def results_of(workdir):
+    """Returns results.json without the one value that depends on the clock."""
+    results = json.loads((workdir / "results.json").read_text())
+    assert results.pop("train_seconds") > 0
+    return results
+
+
+@pytest.fixture(scope="module")
+def whole(log, tmp_path_factory):
+    """Returns the folder of a run that nothing interrupted, and what it printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    return workdir, run("train", *flags(log, workdir))
+
+
+def test_results_hold_what_is_needed_to_judge_them(whole):
+    workdir, _ = whole
+    results = results_of(workdir)
+    assert results["dataset"] == "tiny"
+    assert (results["num_users"], results["num_items"]) == (60, 30)
+    assert (results["steps"], results["seed"]) == (40, 0)
+    assert results["num_params"] > 30 * 16
+    for name in ("full/recall@10", "full/ndcg@10", "full/mrr@10", "full_keep/ndcg@10"):
+        assert results["test"][name] > results["popularity"][name]
+    assert set(results["valid"]) == set(results["test"]) == set(results["popularity"])
+    assert sum(bucket["num_users"] for bucket in results["test_by_length"]) == 56
+    assert results["protocol"]["test"]["users"] == 56
+    assert results["data"]["content_hash"]
+
+
+def test_metrics_are_logged_as_often_as_asked(whole):
+    lines = [json.loads(line) for line in (whole[0] / "metrics.jsonl").read_text().splitlines()]
+    steps = {
+        split: [line["step"] for line in lines if line["split"] == split]
+        for split in ("train", "valid", "test")
+    }
+    assert steps == {
+        "train": list(range(5, 41, 5)),
+        "valid": [10, 20, 30, 40],
+        "test": [40],
+    }
+    assert lines[-1]["full/ndcg@10"] == results_of(whole[0])["test"]["full/ndcg@10"]
+    assert all(0 < line["loss"] < 5 for line in lines if line["split"] == "train")
+
+
+def test_popularity_is_printed_beside_the_model(whole):
+    _, printed = whole
+    popularity = results_of(whole[0])["popularity"]["full/ndcg@10"]
+    (row,) = [line.split() for line in printed.splitlines() if line.startswith("full/ndcg@10")]
+    assert row[2] == f"{popularity:.4f}"
+    assert float(row[3]) > 1
+
+
+def test_killed_and_started_again_equals_uninterrupted(whole, log, tmp_path):
+    killed = tmp_path / "killed"
+    process = start("train", *flags(log, killed))
+    while not (killed / "checkpoints" / "24").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (killed / "results.json").exists()
+    assert run("train", *flags(log, killed, data__num_workers=1))
+    assert (killed / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
+    assert results_of(killed) == results_of(whole[0])
+
+
+def test_a_finished_run_prints_its_results_again(whole, log, capsys):
+    workdir, printed = whole
+    before = (workdir / "metrics.jsonl").stat()
+    train.main(flags(log, workdir))
+    assert capsys.readouterr().out == printed
+    assert (workdir / "metrics.jsonl").stat() == before
+
+
+def test_evaluating_again_gives_the_same(whole):
+    workdir, _ = whole
+    measured = json.loads(run("evaluate", f"--workdir={workdir}", "--json"))
+    assert measured["model"] == results_of(workdir)["test"]
+    assert measured["popularity"] == results_of(workdir)["popularity"]
+
+
+def test_another_config_is_refused_with_both_values(whole, log):
+    with pytest.raises(UserError, match="train.learning_rate is 0.001 there and 0.5 here") as error:
+        train.main(flags(log, whole[0], train__learning_rate=0.5))
+    assert "seed" not in str(error.value)
+
+
+def test_changed_data_is_refused(whole, monkeypatch):
+    table = pl.DataFrame({"user": ["1"] * 5, "item": list("abcde")})
+    changed = from_table(table, name="tiny")
+    monkeypatch.setattr(train._setup.data, "load_dataset", lambda *args, **kwargs: changed)
+    with pytest.raises(UserError, match=f"data of tiny changed .* {changed.content_hash} now"):
+        evaluate.evaluate(whole[0], "test")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train__batch_rows": 6}, "batch not divisible by devices: 6 rows over mesh.data=8"),
+        ({"mesh__data": 3}, "mesh of data=3 x model=1 does not fit 8"),
+        ({"model__hidden_size": 1_600_000}, r"needs [\d,]{16,} bytes, more than the [\d,]+ of"),
+        ({"data__row_length": 10**9}, r"needs [\d,]{13,} bytes, more than the [\d,]+ of"),
+        ({"train__batch_rows": 8 * 10**9}, r"needs [\d,]{13,} bytes, more than the [\d,]+ of"),
+        ({"model__num_heads": 5}, "num_heads"),
+        ({"eval__metric": "full/ndcg@11"}, "did you mean full/ndcg@1"),
+        ({"eval__ks": "0,10"}, "eval.ks"),
+        ({"eval__num_negatives": 0}, "eval.num_negatives"),
+        ({"eval__batch_users": 12}, "eval.batch_users=12"),
+        ({"train__loss_chunk": 0}, "train.loss_chunk"),
+        ({"train__schedule": "linear"}, "schedule='linear'"),
+        ({"data__split": "random"}, "data.split must be"),
+        ({"data__split": "global_time"}, "has no times"),
+        ({"data__path": "nowhere"}, "nowhere"),
+        ({"data__path": "", "data__name": "ml_10m"}, "unknown data set 'ml_10m'"),
+        ({"data__path": "", "data__min_user_events": 99}, "data.path"),
+        ({"seed": -1}, "seed must lie in"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(log, tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        train.main(flags(log, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_where_ml_100k_cannot_be_had_the_quickstart_names_the_synthetic_config(
+    tmp_path, monkeypatch
+):
+    def refuse(*_):
+        raise UserError("ml-100k.inter is not here")
+
+    monkeypatch.setattr("blossom_jax.data.load.find_or_download", refuse)
+    config = f"--config={ROOT}/configs/quickstart.py"
+    cache = f"--config.data.cache_dir={tmp_path / 'cache'}"
+    with pytest.raises(UserError, match=r"ml-100k.inter is not here; .*configs/synthetic\.py"):
+        train.main([config, cache, f"--workdir={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_flag_is_named(tmp_path):
+    with pytest.raises(UserError, match="--workdir, --config"):
+        train.main([])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"seed": 0}'])
+def test_a_damaged_config_of_a_run_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="config.json is damaged"):
+        _workdir.read_config(tmp_path)
+
+
+def test_a_folder_without_a_run_cannot_be_evaluated(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        evaluate.main([f"--workdir={tmp_path}"])
