@@ -24,7 +24,10 @@ def main(argv: Sequence[str]) -> None:
         subparser = subparsers.add_parser(name, help=text.partition("\n")[0], description=text)
         subparser.add_argument("--json", metavar="FILE", help="also write the lines of JSON here")
         subparser.add_argument(
-            "--rounds", type=measure.positive, default=5, help="timed calls of each, 5 by default"
+            "--rounds",
+            type=measure.positive,
+            default=3,
+            help="turns of two timed calls, 3 by default",
         )
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)

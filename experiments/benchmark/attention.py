@@ -93,7 +93,7 @@ def compare(
     Args:
       contenders: By name.
       sizes: Of the call.
-      rounds: Timed calls of each.
+      rounds: As in `measure.medians`.
       report: Where measurements are added.
     """
     limit = memory.available_bytes(jax.local_devices()) // 2

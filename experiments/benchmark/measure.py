@@ -24,18 +24,22 @@ def medians(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, fl
 
     Args:
       calls: Each returns arrays that are waited for.
-      rounds: Timed calls of each; one more comes first and warms up.
+      rounds: Turns of each: a call that is not timed, then two that are.
 
     Returns:
       Median seconds of a call, by name.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(1 + rounds):
+    for _ in range(rounds):
         for name, call in calls.items():
-            began = time.perf_counter()
+            # Compiles, and sits out the other's gigabytes going back to the system: that took
+            # up to five times as long as a call of the smaller program itself.
             jax.block_until_ready(call())
-            seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+            for _ in range(2):
+                began = time.perf_counter()
+                jax.block_until_ready(call())
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 class Report:

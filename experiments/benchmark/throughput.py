@@ -96,7 +96,7 @@ def compare(
       measured: Name of the work.
       layouts: Batches by name.
       prepare: Turns a batch into a call that does the work.
-      rounds: Timed calls of each.
+      rounds: As in `measure.medians`.
       report: Where measurements are added.
     """
     calls = {name: prepare(batch) for name, batch in layouts.items()}

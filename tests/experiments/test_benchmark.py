@@ -26,10 +26,12 @@ PADDED = {
 }
 
 
-def test_medians_are_of_the_rounds_after_the_warm_up(monkeypatch):
-    ticks = iter([0, 100, 0, 3, 0, 1, 0, 2])  # begin and end of four calls, the first slow
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(ticks))
-    assert measure.medians({"call": lambda: None}, rounds=3) == {"call": 2}
+def test_medians_are_of_the_timed_calls(monkeypatch):
+    clock = iter([0, 4, 0, 1, 0, 2, 0, 9])  # beginning and end of two timed calls, in two rounds
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    calls = []
+    assert measure.medians({"call": lambda: calls.append(1)}, rounds=2) == {"call": 3}
+    assert len(calls) == 2 * (1 + 2)
 
 
 def test_attention_writes_every_measurement_with_its_ratios(tmp_path, capsys):
