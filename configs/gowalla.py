@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.name = "gowalla"
     config.data.min_user_events = 10
     config.data.min_item_events = 10
-    config.data.row_length = 256
+    config.data.row_length = 200
     config.model.max_length = 200
     config.model.hidden_size = 128
     config.model.num_heads = 8

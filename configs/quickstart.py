@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the config, locked."""
     config = common.get_config()
     config.data.name = "ml_100k"
-    config.data.row_length = 256
+    config.data.row_length = 200
     config.model.max_length = 200
     config.model.dropout = 0.4
     config.model.embedding_dropout = 0.4

@@ -14,8 +14,8 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the config, locked."""
     config = common.get_config()
     config.data.name = "synthetic"
-    config.data.row_length = 256
+    config.data.row_length = 128
     config.model.max_length = 128
-    config.train.batch_rows = 32
+    config.train.batch_rows = 64
     config.train.num_epochs = 30
     return config.lock()
