@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
             "--rounds",
             type=measure.positive,
             default=3,
-            help="turns of two timed calls, 3 by default",
+            help="turns of two calls, 3 by default",
         )
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
