@@ -12,3 +12,11 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = os.environ.get("BLOSSOM_TEST_PLATFORM", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+# The shapes that these modules name are checked whenever a test calls them.
+_ARRAY_MODULES = ("attention", "compression", "layers", "model", "losses", "metrics", "evaluate")
+_ARRAY_MODULES += ("popularity", "data.ragged", "data.packing", "data.windows", "data.split")
+_ARRAY_MODULES += ("data.train_batches", "data.evaluation_batches")
+install_import_hook([f"blossom_jax.{name}" for name in _ARRAY_MODULES], "beartype.beartype")
