@@ -14,6 +14,10 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the config, locked."""
     config = common.get_config()
     config.data.name = "amazon_beauty"
+    config.train.learning_rate = 3e-3  # rows are packed, so a batch holds some 900 users
+    config.train.num_epochs = 120
+    config.train.patience = 5
+    config.eval.every_epochs = 4
     config.model.embedding_dropout = 0.5
     config.model.dropout = 0.4
     return config.lock()

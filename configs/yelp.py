@@ -15,6 +15,10 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the config, locked."""
     config = common.get_config()
     config.data.name = "yelp"
+    config.train.learning_rate = 3e-3  # rows are packed, so a batch holds some 900 users
+    config.train.num_epochs = 80
+    config.train.patience = 5
+    config.eval.every_epochs = 2
     config.model.embedding_dropout = 0.5
     config.model.dropout = 0.4
     config.eval.metric = "full_keep/ndcg@10"

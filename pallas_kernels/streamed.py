@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import tiles
-from pallas_kernels.masked_softmax import MASKED, at_least_f32
+from pallas_kernels.masked_softmax import MASKED, at_least_f32, einsum
 
 Rows = Float[Array, "B G P E"]  # keys and values of whole rows side by side (E = 2 D), with margins
 Lists = Float[Array, "B G T J E"]  # those of each query's J keys
@@ -41,12 +41,12 @@ def _attend(query, lists, allowed):
     weight = jnp.where(allowed[:, :, :, None], jnp.exp(logits - highest), 0)
     total = weight.sum(-1, keepdims=True)
     total = jnp.where(total > 0, total, 1)
-    out = jnp.einsum("bgtrj,bgtjd->bgtrd", weight / total, values)
+    out = einsum("bgtrj,bgtjd->bgtrd", weight / total, values)
     return out, (highest + jnp.log(total))[..., 0]
 
 
 def _logits(query, keys, allowed):
-    logits = jnp.einsum("bgtrd,bgtjd->bgtrj", query, keys)
+    logits = einsum("bgtrd,bgtjd->bgtrj", query, keys)
     return jnp.where(allowed[:, :, :, None], logits, MASKED)
 
 
@@ -56,10 +56,10 @@ def _gradients(query, lists, allowed, d_out, mean, log_total):
     logits = _logits(query, keys, allowed)
     weight = jnp.exp(logits - log_total[..., None])
     weight = jnp.where(allowed[:, :, :, None], weight, 0)
-    d_logits = weight * (jnp.einsum("bgtrd,bgtjd->bgtrj", d_out, values) - mean[..., None])
-    d_query = jnp.einsum("bgtrj,bgtjd->bgtrd", d_logits, keys)
-    d_keys = jnp.einsum("bgtrj,bgtrd->bgtjd", d_logits, query)
-    d_values = jnp.einsum("bgtrj,bgtrd->bgtjd", weight, d_out)
+    d_logits = weight * (einsum("bgtrd,bgtjd->bgtrj", d_out, values) - mean[..., None])
+    d_query = einsum("bgtrj,bgtjd->bgtrd", d_logits, keys)
+    d_keys = einsum("bgtrj,bgtrd->bgtjd", d_logits, query)
+    d_values = einsum("bgtrj,bgtrd->bgtjd", weight, d_out)
     return d_query, jnp.concatenate([d_keys, d_values], -1), (d_logits * logits).sum(3)
 
 

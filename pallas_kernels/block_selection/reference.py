@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.masked_softmax import MASKED, at_least_f32
+from pallas_kernels.masked_softmax import MASKED, at_least_f32, einsum
 from pallas_kernels.positions import blocks, own_slot
 
 NOTHING_LOGIT = -1000.0  # the extra logit of "no block"
@@ -79,9 +79,7 @@ def block_selection(
     b, length, h, d = q.shape
     slots, g = summary_keys.shape[1:3]
     mean = at_least_f32(q).reshape(b, length, g, h // g, d).mean(3)
-    logits = d**-0.5 * jnp.einsum(
-        "blgd,bwgd->blgw", mean, at_least_f32(summary_keys), precision=jax.lax.Precision.HIGHEST
-    )
+    logits = d**-0.5 * einsum("blgd,bwgd->blgw", mean, at_least_f32(summary_keys))
     row = candidates(positions, block_size=block_size, causal=causal, mask_own_block=mask_own_block)
     candidate = candidate_mask(row, jnp.arange(slots, dtype=jnp.int32))
     probability = block_probability(logits, candidate[:, :, None])

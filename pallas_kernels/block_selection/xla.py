@@ -18,13 +18,13 @@ from pallas_kernels.block_selection.reference import (
     candidate_mask,
     candidates,
 )
-from pallas_kernels.masked_softmax import at_least_f32
+from pallas_kernels.masked_softmax import at_least_f32, einsum
 
 
 def _probability(mean_query, summary_keys, row: Candidates):
     """Probability of every slot for a tile of queries: [B, T, G, slots]."""
     slot = jnp.arange(summary_keys.shape[1], dtype=jnp.int32)
-    logits = jnp.einsum("btgd,bwgd->btgw", mean_query, summary_keys)
+    logits = einsum("btgd,bwgd->btgw", mean_query, summary_keys)
     return block_probability(logits, candidate_mask(row, slot)[:, :, None])
 
 
@@ -73,8 +73,8 @@ def _backward(num_selected, saved, d_out):
             d_probability += jnp.where(chosen[..., n, None] == slot, d_chosen[..., n, None], 0)
         mean = (d_probability * probability).sum(-1, keepdims=True)
         d_logits = probability * (d_probability - mean)
-        d_query = jnp.einsum("btgw,bwgd->btgd", d_logits, summary_keys)
-        return d_keys + jnp.einsum("btgw,btgd->bwgd", d_logits, query), d_query
+        d_query = einsum("btgw,bwgd->btgd", d_logits, summary_keys)
+        return d_keys + einsum("btgw,btgd->bwgd", d_logits, query), d_query
 
     xs = tuple(tiles.split(x, tile) for x in (mean_query, slots, d_out[1], *row))
     d_keys, d_query = jax.lax.scan(step, jnp.zeros_like(summary_keys), xs)

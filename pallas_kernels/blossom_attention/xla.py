@@ -4,10 +4,10 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.block_selection.xla import block_selection
+from pallas_kernels.blossom_attention.xla_band import band_attention
 from pallas_kernels.masked_softmax import at_least_f32
 from pallas_kernels.power_attention.xla import power_attention
 from pallas_kernels.selected_attention.xla import selected_attention
-from pallas_kernels.selected_attention.xla_band import band_attention
 
 
 def blossom_attention(
@@ -28,37 +28,43 @@ def blossom_attention(
 ) -> Float[Array, "B L H D"]:
     """See `pallas_kernels.blossom_attention`.
 
-    Histories of at most (num_selected + 1) * block_size events select every block, so there the
-    long-term path is a dense band. It serves the causal form without a selection gradient.
+    Histories of at most (num_selected + 1) * block_size events select every block, so there both
+    paths are one dense band. It serves the causal form without a selection gradient.
     """
+    trains = selection_gradient != "none"
     everything = max_history <= (num_selected + 1) * block_size
-    if everything and causal and selection_gradient == "none":
-        long_term = band_attention(
-            q, k, v, summary_keys, positions, block_size=block_size, max_history=max_history
-        )
-    else:
-        if selection_gradient == "none":
-            summary_keys = jax.lax.stop_gradient(summary_keys)
-        slots, probability = block_selection(
-            jax.lax.stop_gradient(q) if selection_gradient == "none" else q,
-            summary_keys,
-            positions,
-            block_size=block_size,
-            num_selected=num_selected,
-            causal=causal,
-            mask_own_block=mask_own_block,
-        )
-        long_term = selected_attention(
+    if everything and causal and not trains:
+        return band_attention(
             q,
             k,
             v,
-            slots,
-            probability,
+            summary_keys,
+            gate,
             positions,
             block_size=block_size,
-            causal=causal,
-            selection_gradient=selection_gradient,
+            window=window,
+            max_history=max_history,
         )
+    scored = (q, summary_keys) if trains else jax.lax.stop_gradient((q, summary_keys))
+    slots, probability = block_selection(
+        *scored,
+        positions,
+        block_size=block_size,
+        num_selected=num_selected,
+        causal=causal,
+        mask_own_block=mask_own_block,
+    )
+    long_term = selected_attention(
+        q,
+        k,
+        v,
+        slots,
+        probability,
+        positions,
+        block_size=block_size,
+        causal=causal,
+        selection_gradient=selection_gradient,
+    )
     short_term = power_attention(
         q, k, v, positions, window=window, causal=causal, max_history=max_history
     )
