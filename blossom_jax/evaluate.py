@@ -60,14 +60,13 @@ def last_scores(graphdef: nnx.GraphDef) -> Callable[[Params, Batch], Float[Array
 
 
 class Evaluator:
-    """Ranks the targets of a fixed set of users, for any parameters of one model."""
+    """Ranks the targets of any users, for any parameters of one model."""
 
     def __init__(
         self,
         score: Callable[[Params, Batch], Float[Array, "b items"]],
         *,
         num_items: int,
-        negatives: Int[np.ndarray, "n N"],
         mesh: jax.sharding.Mesh,
     ):
         """Prepares one program; it is compiled once for each shape of batch.
@@ -75,11 +74,9 @@ class Evaluator:
         Args:
           score: `(params, batch) -> scores`, item k in column k.
           num_items: V, size of the catalogue.
-          negatives: From `metrics.draw_negatives`, one row for each user.
           mesh: Devices over which the users of a batch are split.
         """
         self._num_items = num_items
-        self._negatives = negatives
         self._mesh = mesh
 
         def rank(params, batch):
@@ -93,12 +90,15 @@ class Evaluator:
 
         self._rank = jax.jit(rank, out_shardings=sharding.replicated(mesh))
 
-    def __call__(self, params: Params, batches: Iterable[Batch]) -> Ranks:
+    def __call__(
+        self, params: Params, batches: Iterable[Batch], negatives: Int[np.ndarray, "n N"]
+    ) -> Ranks:
         """Ranks every user's target.
 
         Args:
           params: Of the model, laid out over the mesh.
           batches: From `evaluation_batches`; between them, every row of `negatives` once.
+          negatives: From `metrics.draw_negatives`, one row for each user.
 
         Returns:
           Ranks in the order of `negatives`.
@@ -110,11 +110,11 @@ class Evaluator:
         for batch in batches:
             row = batch["row"]
             inputs = {name: array for name, array in batch.items() if name != "row"}
-            inputs["negatives"] = self._negatives[row]
+            inputs["negatives"] = negatives[row]
             inputs = jax.device_put(inputs, sharding.batch_sharding(self._mesh))
             found.append((row, self._rank(params, inputs)))  # the device is still at work on it
 
-        num_users, num_negatives = self._negatives.shape
+        num_users, num_negatives = negatives.shape
         ranks = {name: np.full(num_users, np.nan) for name in ("full", "full_keep", "uniform")}
         for row, rank in found:
             for name, values in rank.items():

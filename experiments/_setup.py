@@ -122,6 +122,14 @@ def make_optimizer(
     )
 
 
+def make_evaluator(
+    graphdef: nnx.GraphDef, interactions: data.Interactions, mesh: jax.sharding.Mesh
+) -> evaluate.Evaluator:
+    """Returns what ranks by the model, in validation and test alike: compiled once for both."""
+    score = evaluate.last_scores(graphdef)
+    return evaluate.Evaluator(score, num_items=interactions.num_items, mesh=mesh)
+
+
 class Evaluation:
     """Measures a model, or popularity, on the targets of one part of a split."""
 
@@ -167,15 +175,9 @@ class Evaluation:
         )
         return evaluate.summarize(ranks, self._config.eval.ks)
 
-    def ranker(self, graphdef: nnx.GraphDef) -> Callable[[Any], evaluate.Ranks]:
-        """Returns a function from parameters to the ranks of all targets."""
-        evaluator = evaluate.Evaluator(
-            evaluate.last_scores(graphdef),
-            num_items=self._interactions.num_items,
-            negatives=self._negatives,
-            mesh=self._mesh,
-        )
-        return lambda params: evaluator(params, self._batches())
+    def rank(self, evaluator: evaluate.Evaluator, params: Any) -> evaluate.Ranks:
+        """Ranks all targets by a model with some parameters."""
+        return evaluator(params, self._batches(), self._negatives)
 
     def _batches(self):
         return evaluation_batches(

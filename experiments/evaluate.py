@@ -55,7 +55,7 @@ def evaluate(workdir: pathlib.Path, part: str) -> dict:
     if params is None:
         raise UserError(f"{workdir} holds no whole checkpoint of step {progress['best_step']}")
     evaluation = _setup.Evaluation(config, interactions, split, part, mesh)
-    ranks = evaluation.ranker(graphdef)(params)
+    ranks = evaluation.rank(_setup.make_evaluator(graphdef, interactions, mesh), params)
     return {
         "title": f"{interactions.name}: {part} of {config.model.attention} attention after step "
         f"{progress['best_step']:,}",

@@ -25,6 +25,7 @@ from blossom_jax.checkpoint import Checkpoints
 from blossom_jax.data import Interactions, Split
 from blossom_jax.data.pipeline import TrainStream
 from blossom_jax.errors import UserError
+from blossom_jax.evaluate import Evaluator
 from blossom_jax.metric_log import MetricLog, Terminal
 from blossom_jax.model import num_params
 from blossom_jax.train_step import (
@@ -70,10 +71,10 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict | No
         state, progress = _start_or_resume(plan, checkpoints)
         with _logs(workdir, progress.step, plan.schedule.num_steps) as (log, terminal):
             terminal.say(_describe(plan, progress))
-            rank = plan.valid.ranker(plan.graphdef)
+            evaluator = _setup.make_evaluator(plan.graphdef, plan.interactions, plan.mesh)
             trainer = Trainer(
                 plan.step,
-                lambda params: plan.valid.summarize(rank(params)),
+                lambda params: plan.valid.summarize(plan.valid.rank(evaluator, params)),
                 plan.schedule,
                 checkpoints,
                 log,
@@ -88,7 +89,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict | No
             if params is None:
                 terminal.say(f"the parameters after step {progress.step:,} are tested instead")
                 params = state["params"]
-            results = _test(plan, params, progress)
+            results = _test(plan, evaluator, params, progress)
             log.write(progress.step, "test", results["test"])
             _workdir.write_results(workdir, results)
     return results
@@ -217,10 +218,10 @@ def _describe(plan: _Plan, progress: Progress) -> str:
     )
 
 
-def _test(plan: _Plan, params: nnx.State, progress: Progress) -> dict:
+def _test(plan: _Plan, evaluator: Evaluator, params: nnx.State, progress: Progress) -> dict:
     """Asks the test questions, once; returns what stands in results.json."""
     test = _setup.Evaluation(plan.config, plan.interactions, plan.split, "test", plan.mesh)
-    ranks = test.ranker(plan.graphdef)(params)
+    ranks = test.rank(evaluator, params)
     return {
         "dataset": plan.interactions.name,
         "model": plan.config.model.attention,

@@ -62,12 +62,12 @@ def table():
 
 def evaluate(batch_users=8, mesh=(1, 1), score=score_by_small_integers, params=None):
     mesh = sharding.make_mesh(*mesh, devices=jax.devices()[: mesh[0] * mesh[1]])
-    evaluator = Evaluator(score, num_items=NUM_ITEMS, negatives=negatives(), mesh=mesh)
+    evaluator = Evaluator(score, num_items=NUM_ITEMS, mesh=mesh)
     batches = evaluation_batches(
         log(), targets(), max_length=MAX_LENGTH, batch_users=batch_users, multiple_of=mesh.size
     )
     params = table() if params is None else params
-    return evaluator(jax.device_put(params, sharding.replicated(mesh)), batches)
+    return evaluator(jax.device_put(params, sharding.replicated(mesh)), batches, negatives())
 
 
 def slow_ranks():
@@ -128,14 +128,12 @@ def test_a_model_ranks_alike_on_every_mesh():
 def test_the_item_table_may_be_split():
     mesh = sharding.make_mesh(4, 2)
     rows = np.pad(table(), [(0, 7), (0, 0)], constant_values=50)  # surplus rows would win
-    evaluator = Evaluator(
-        score_by_small_integers, num_items=NUM_ITEMS, negatives=negatives(), mesh=mesh
-    )
+    evaluator = Evaluator(score_by_small_integers, num_items=NUM_ITEMS, mesh=mesh)
     batches = evaluation_batches(
         log(), targets(), max_length=MAX_LENGTH, batch_users=16, multiple_of=8
     )
     params = jax.device_put(rows, jax.NamedSharding(mesh, sharding.TABLE_ROWS))
-    assert_same_ranks(evaluator(params, batches), slow_ranks())
+    assert_same_ranks(evaluator(params, batches, negatives()), slow_ranks())
 
 
 def test_one_program_a_shape():
@@ -153,12 +151,11 @@ def test_missing_users_are_noticed():
     evaluator = Evaluator(
         score_by_small_integers,
         num_items=NUM_ITEMS,
-        negatives=negatives(),
         mesh=sharding.make_mesh(1, 1, devices=jax.devices()[:1]),
     )
     batches = list(evaluation_batches(log(), targets(), max_length=MAX_LENGTH, batch_users=8))
     with pytest.raises(ValueError, match="leave out 8 of 47 users"):
-        evaluator(table(), batches[1:])
+        evaluator(table(), batches[1:], negatives())
 
 
 def test_summarize():

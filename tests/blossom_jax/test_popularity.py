@@ -48,11 +48,10 @@ def test_ranks_are_those_of_a_model_that_scores_by_counts(part):
     evaluator = Evaluator(
         lambda counts, batch: jnp.tile(counts, (len(batch["target"]), 1)),
         num_items=NUM_ITEMS,
-        negatives=negatives,
         mesh=sharding.make_mesh(1, 1, devices=jax.devices()[:1]),
     )
     batches = evaluation_batches(interactions, targets, max_length=16, batch_users=4)
-    expected = evaluator(counts, batches)
+    expected = evaluator(counts, batches, negatives)
     found = popularity_ranks(interactions, split, targets, negatives)
     assert found.num_items == NUM_ITEMS and found.num_negatives == 8
     for protocol in ("full", "full_keep", "uniform"):
