@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -90,8 +91,14 @@ class Terminal:
         self._began = self._window_began = time.monotonic()
         self._bar = None
         if self._stream.isatty():
+            columns, rows = shutil.get_terminal_size()  # not 0 where the terminal does not know
             self._bar = tqdm.tqdm(
-                total=num_steps, initial=step, unit="step", file=self._stream, dynamic_ncols=True
+                total=num_steps,
+                initial=step,
+                unit="step",
+                file=self._stream,
+                ncols=columns,
+                nrows=rows,
             )
 
     def advance(self) -> None:

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 
+import jax
 import ml_collections
 
 from blossom_jax.errors import UserError
@@ -55,8 +56,7 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def write_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Writes config.json."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    """Writes config.json, into a folder that it makes if need be; the first process does."""
     _write_json(workdir / "config.json", config.to_dict())
 
 
@@ -67,7 +67,7 @@ def read_results(workdir: pathlib.Path) -> dict | None:
 
 
 def write_results(workdir: pathlib.Path, results: dict) -> None:
-    """Writes results.json, which also marks the run as finished."""
+    """Writes results.json, which also marks the run as finished; the first process does."""
     _write_json(workdir / "results.json", results)
 
 
@@ -87,6 +87,9 @@ def git_commit() -> str:
 
 
 def _write_json(path: pathlib.Path, value: dict) -> None:
+    if jax.process_index() != 0:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=2) + "\n")
     os.replace(partial, path)
