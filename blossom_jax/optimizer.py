@@ -1,11 +1,14 @@
 """The optimizer: AdamW with warm-up, clipping and gradient accumulation, from plain values."""
 
+import math
 from collections.abc import Callable
 
 import jax
 import optax
 
 from blossom_jax.errors import UserError
+
+_COOLDOWN = 0.2  # share of a "wsd" run in which the learning rate falls
 
 
 def make_optimizer(
@@ -26,8 +29,10 @@ def make_optimizer(
     Args:
       learning_rate: Peak learning rate.
       warmup_steps: Optimizer updates in which the learning rate rises linearly from 0.
-      schedule: What follows the warm-up: "constant", or "cosine" down to 0 at `total_steps`.
-      total_steps: Batches in the whole run; only the cosine depends on it.
+      schedule: What follows the warm-up: "constant"; "cosine" down to 0 at `total_steps`; or
+        "wsd", constant until the last fifth of the run, then a line down to 0
+        (https://arxiv.org/abs/2404.06395).
+      total_steps: Batches in the whole run; only what falls to 0 depends on it.
       weight_decay: Decoupled decay, of matrices and embeddings: biases and the scales of layer
         norms, all of one dimension, are left out.
       b1: Decay of the mean of gradients.
@@ -77,18 +82,22 @@ def learning_rate_schedule(
     """Returns the learning rate as a function of the number of updates made.
 
     Raises:
-      UserError: An unknown schedule, or a cosine that would end within its warm-up.
+      UserError: An unknown schedule, or one that would fall before its warm-up has ended.
     """
-    if schedule == "cosine":
-        _check(
-            total_updates > warmup_steps,
-            f"{schedule=} must outlast its warm-up: {total_updates=} {warmup_steps=}",
-        )
-        rest = optax.cosine_decay_schedule(learning_rate, total_updates - warmup_steps)
-    elif schedule == "constant":
+    fall = math.ceil(total_updates * _COOLDOWN)
+    hold = total_updates - fall - warmup_steps
+    if schedule == "constant":
         rest = optax.constant_schedule(learning_rate)
+    elif schedule == "cosine":
+        rest = optax.cosine_decay_schedule(learning_rate, max(1, total_updates - warmup_steps))
+    elif schedule == "wsd":
+        rest = optax.linear_schedule(learning_rate, 0.0, fall, transition_begin=hold)
     else:
-        raise UserError(f"schedule must be 'constant' or 'cosine', {schedule=}")
+        raise UserError(f"schedule must be 'constant', 'cosine' or 'wsd', {schedule=}")
+    _check(
+        schedule == "constant" or hold >= 0,
+        f"{schedule=} must outlast its warm-up: {total_updates=} {warmup_steps=}",
+    )
     if not warmup_steps:
         return rest
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)

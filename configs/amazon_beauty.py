@@ -15,8 +15,9 @@ def get_config() -> ml_collections.ConfigDict:
     config = common.get_config()
     config.data.name = "amazon_beauty"
     config.train.learning_rate = 3e-3  # rows are packed, so a batch holds some 900 users
-    config.train.num_epochs = 80
-    config.train.patience = 5
+    config.train.num_epochs = 100
+    config.train.schedule = "wsd"
+    config.train.patience = 10
     config.eval.every_epochs = 4
     config.model.embedding_dropout = 0.5
     config.model.dropout = 0.4

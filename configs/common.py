@@ -49,7 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.target = "all"  # every position predicts its next item; or the "last" alone
     config.train.learning_rate = 1e-3
     config.train.warmup_steps = 100
-    config.train.schedule = "constant"  # after the warm-up; or "cosine" down to 0
+    config.train.schedule = "constant"  # after the warm-up; "cosine"; "wsd" falls in the last fifth
     config.train.weight_decay = 0.01
     config.train.b1 = 0.9
     config.train.b2 = 0.98

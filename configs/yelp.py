@@ -16,8 +16,9 @@ def get_config() -> ml_collections.ConfigDict:
     config = common.get_config()
     config.data.name = "yelp"
     config.train.learning_rate = 3e-3  # rows are packed, so a batch holds some 900 users
-    config.train.num_epochs = 40
-    config.train.patience = 5
+    config.train.num_epochs = 50
+    config.train.schedule = "wsd"
+    config.train.patience = 10
     config.eval.every_epochs = 2
     config.model.embedding_dropout = 0.5
     config.model.dropout = 0.4

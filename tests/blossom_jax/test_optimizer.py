@@ -99,6 +99,9 @@ def test_schedules_rise_and_then_hold_or_fall_to_zero():
     np.testing.assert_allclose([constant(s) for s in (0, 1, 4, 100)], [0.0, 0.5, 2.0, 2.0])
     cosine = learning_rate_schedule(schedule="cosine", **common)
     np.testing.assert_allclose([cosine(s) for s in (0, 2, 4, 8, 12)], [0, 1, 2, 1, 0], atol=1e-6)
+    common["total_updates"] = 20
+    wsd = learning_rate_schedule(schedule="wsd", **common)
+    np.testing.assert_allclose([wsd(s) for s in (2, 4, 16, 18, 20)], [1, 2, 2, 1, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +112,7 @@ def test_schedules_rise_and_then_hold_or_fall_to_zero():
         {"warmup_steps": -1},
         {"schedule": "linear"},
         {"schedule": "cosine", "warmup_steps": 10},
+        {"schedule": "wsd", "warmup_steps": 9},
         {"weight_decay": -0.1},
         {"b1": 1.0},
         {"b2": -0.1},
