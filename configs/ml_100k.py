@@ -19,4 +19,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dropout = 0.4
     config.model.embedding_dropout = 0.4
     config.train.batch_rows = 32
+    config.train.learning_rate = 2e-3
     return config.lock()
