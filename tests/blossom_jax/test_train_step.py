@@ -168,7 +168,10 @@ def test_the_abstract_state_is_the_state():
         clip_norm=1,
         accumulate_steps=1,
     )
-    make_model = functools.partial(BlossomRec, CONFIG, NUM_ITEMS, rngs=nnx.Rngs(0))
+
+    def make_model():
+        return BlossomRec(CONFIG, NUM_ITEMS, rngs=nnx.Rngs(0))
+
     like = abstract_state(make_model, optimizer, mesh)
     assert jax.tree.leaves(abstract_params(make_model, mesh)[1]) == jax.tree.leaves(like["params"])
     assert jax.tree.structure(like["params"]) == jax.tree.structure(state["params"])
