@@ -17,7 +17,7 @@ def at_least_f32(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def masked_softmax(logits: Float[Array, "*A J"], allowed: Bool[Array, "*A J"]):
+def masked_softmax(logits: Float[Array, "*A J"], allowed: Bool[Array, "*#A J"]):
     """Normalises over the allowed entries of the last axis; zero where nothing is allowed."""
     logits = jnp.where(allowed, logits, MASKED)
     highest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))

@@ -6,7 +6,7 @@ back to where they came from; nothing larger than a tile's keys exists beyond ar
 """
 
 import functools
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ Rows = Float[Array, "B G P E"]  # keys and values of whole rows side by side (E 
 Lists = Float[Array, "B G T J E"]  # those of each query's J keys
 
 
+@runtime_checkable
 class KeyList(Protocol):
     """Where the keys of a query stand; hashable, and never traced."""
 

@@ -14,16 +14,16 @@ LEAST_PROBABILITY = 1e-10  # a block at or below it is dropped
 
 
 class Candidates(NamedTuple):
-    """The slots that each query may select: `count` from `first` on, but for `excluded`.
+    """The slots that each query may select: `number` of them from `first` on, but for `excluded`.
 
     Attributes:
       first: int32[*B, L].
-      count: int32[*B, L], 0 at padding.
+      number: int32[*B, L], 0 at padding.
       excluded: int32[*B, L], -1 for none.
     """
 
     first: Int[Array, "*B L"]
-    count: Int[Array, "*B L"]
+    number: Int[Array, "*B L"]
     excluded: Int[Array, "*B L"]
 
 
@@ -40,8 +40,8 @@ def candidates(
 
 def candidate_mask(row: Candidates, slot: Int[Array, " slots"]) -> Bool[Array, "*B L slots"]:
     """Marks which of the given slots each query may select."""
-    first, count, excluded = (x[..., None] for x in row)
-    return (slot >= first) & (slot < first + count) & (slot != excluded)
+    first, number, excluded = (x[..., None] for x in row)
+    return (slot >= first) & (slot < first + number) & (slot != excluded)
 
 
 def select_top(probability: Float[Array, "*B slots"], num_selected: int):
@@ -57,7 +57,7 @@ def select_top(probability: Float[Array, "*B slots"], num_selected: int):
     return jnp.where(keep, slots, -1).astype(jnp.int32), jnp.where(keep, top, 0)
 
 
-def block_probability(logits: Float[Array, "*B slots"], candidate: Bool[Array, "*B slots"]):
+def block_probability(logits: Float[Array, "*B slots"], candidate: Bool[Array, "*#B slots"]):
     """Softmax over the candidates and the extra logit of "no block"."""
     logits = jnp.where(candidate, logits, MASKED)
     highest = jax.lax.stop_gradient(jnp.maximum(logits.max(-1, keepdims=True), NOTHING_LOGIT))
