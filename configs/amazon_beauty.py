@@ -3,6 +3,9 @@
     python -m experiments.train --config=configs/amazon_beauty.py --workdir=runs/beauty
 
 Histories are short: the dense twin, `--config.model.attention=dense`, sees the same.
+
+Two shared CPU cores took 742 s (Blossom) and 498 s (dense) for these, seed 0: test full
+recall@10 / ndcg@10 .0948 / .0578 and .0955 / .0583.
 """
 
 import ml_collections

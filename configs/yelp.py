@@ -4,6 +4,9 @@
 
 Seven percent of the targets repeat an item of the history, so `full_keep` is the headline.
 Histories are short: the dense twin, `--config.model.attention=dense`, sees the same.
+
+Two shared CPU cores took 1,375 s (Blossom) and 557 s (dense) for these, seed 0: test full_keep
+recall@10 / ndcg@10 .0625 / .0390 and .0637 / .0394; full .0399 / .0200 and .0411 / .0208.
 """
 
 import ml_collections
