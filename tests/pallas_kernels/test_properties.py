@@ -111,7 +111,7 @@ def test_everything_selected_is_dense_attention(implementation):
         v,
         jnp.asarray(slots),
         jnp.zeros(slots.shape),
-        positions,
+        jnp.asarray(positions),
         block_size=S,
         implementation=implementation,
     )
