@@ -22,7 +22,8 @@ _ARRAY_MODULES += ("data.train_batches", "data.evaluation_batches")
 # The ops' api.py is left out: its own checks are tested with shapes that are wrong.
 _OPS = ("power_attention", "block_selection", "selected_attention", "blossom_attention")
 _CHECKED = [f"pallas_kernels.{op}.{module}" for op in _OPS for module in ("reference", "xla")]
-_CHECKED += ["pallas_kernels.blossom_attention.xla_band", "pallas_kernels.positions"]
+_CHECKED += ["pallas_kernels.blossom_attention.paths", "pallas_kernels.blossom_attention.xla_band"]
+_CHECKED += ["pallas_kernels.positions"]
 _CHECKED += [f"pallas_kernels.{name}" for name in ("masked_softmax", "streamed", "tiles")]
 _CHECKED += [f"blossom_jax.{name}" for name in _ARRAY_MODULES]
 install_import_hook(_CHECKED, "beartype.beartype")

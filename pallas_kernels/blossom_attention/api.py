@@ -1,11 +1,16 @@
 """The public function of the whole attention."""
 
+from collections.abc import Callable
+
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import checks, dispatch
 from pallas_kernels.blossom_attention import reference, xla
 
-IMPLEMENTATIONS = {"reference": reference.blossom_attention, "xla": xla.blossom_attention}
+IMPLEMENTATIONS: dict[str, Callable] = {
+    "reference": reference.blossom_attention,
+    "xla": xla.blossom_attention,
+}
 
 
 def blossom_attention(

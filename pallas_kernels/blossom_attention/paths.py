@@ -1,0 +1,64 @@
+"""How the ops of the two paths make one attention, whatever implements them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.masked_softmax import at_least_f32
+
+
+class Ops(NamedTuple):
+    """One implementation of each op."""
+
+    block_selection: Callable
+    selected_attention: Callable
+    power_attention: Callable
+
+
+def both_paths(
+    ops: Ops,
+    q: Float[Array, "B L H D"],
+    k: Float[Array, "B L G D"],
+    v: Float[Array, "B L G D"],
+    summary_keys: Float[Array, "B slots G D"],
+    gate: Float[Array, "B L H 2"],
+    positions: Int[Array, "B L"],
+    *,
+    block_size: int,
+    num_selected: int,
+    window: int,
+    causal: bool,
+    mask_own_block: bool,
+    selection_gradient: str,
+    max_history: int,
+) -> Float[Array, "B L H D"]:
+    """Runs one path after the other, and adds them by the gate; see `blossom_attention`."""
+    trains = selection_gradient != "none"
+    scored = (q, summary_keys) if trains else jax.lax.stop_gradient((q, summary_keys))
+    slots, probability = ops.block_selection(
+        *scored,
+        positions,
+        block_size=block_size,
+        num_selected=num_selected,
+        causal=causal,
+        mask_own_block=mask_own_block,
+    )
+    long_term = ops.selected_attention(
+        q,
+        k,
+        v,
+        slots,
+        probability,
+        positions,
+        block_size=block_size,
+        causal=causal,
+        selection_gradient=selection_gradient,
+    )
+    short_term = ops.power_attention(
+        q, k, v, positions, window=window, causal=causal, max_history=max_history
+    )
+    gate = at_least_f32(gate)
+    out = gate[..., :1] * at_least_f32(long_term) + gate[..., 1:] * at_least_f32(short_term)
+    return out.astype(q.dtype)
