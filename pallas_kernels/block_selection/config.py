@@ -1,0 +1,20 @@
+"""How the kernels of block selection cut up their work."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectionTiles:
+    """Tiles of one kernel.
+
+    Attributes:
+      queries: queries that a program holds (backward by keys: at a time).
+      slots: summary keys at a time (backward by keys: that a program holds).
+      num_warps: warps of a program.
+      num_stages: depth of the pipeline.
+    """
+
+    queries: int = 32
+    slots: int = 64
+    num_warps: int = 2
+    num_stages: int = 1

@@ -1,0 +1,112 @@
+"""The scores of a tile of queries against a tile of slots: shared by the selection's kernels."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels.block_selection.config import SelectionTiles
+from pallas_kernels.block_selection.reference import Candidates
+from pallas_kernels.masked_softmax import MASKED
+from pallas_kernels.triton_tools import dot, read
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectionSizes:
+    """Static sizes of the selection's kernels.
+
+    Attributes:
+      length: L, tokens in a row of the batch.
+      slots: summary keys in a row.
+      kv_heads: G.
+      num_selected: N.
+      tiles: how the work is cut up.
+    """
+
+    length: int
+    slots: int
+    kv_heads: int
+    num_selected: int
+    tiles: SelectionTiles
+
+    @property
+    def launch(self) -> dict[str, int]:
+        """Compiler parameters."""
+        return {"num_warps": self.tiles.num_warps, "num_stages": self.tiles.num_stages}
+
+
+class Inputs(NamedTuple):
+    """Arrays of the kernels.
+
+    Attributes:
+      mean_query: f32[B * L * G, D], scaled.
+      summary_keys: [B * slots * G, D].
+      candidates: int32[B * L] each.
+    """
+
+    mean_query: Any
+    summary_keys: Any
+    candidates: Candidates
+
+
+class Queries(NamedTuple):
+    """A tile of queries: rows of [B * L * G] arrays, which there are, their candidates, values."""
+
+    row: Any
+    real: Any
+    candidates: Candidates
+    value: Any
+
+
+def place(program, count: int, kv_heads: int):
+    """Tells a program its tile of `count` in a row, its batch row and its key/value head."""
+    return program % count, program // (count * kv_heads), (program // count) % kv_heads
+
+
+def read_queries(x: Inputs, first, b, g, sizes: SelectionSizes) -> Queries:
+    """Reads a tile of queries and their candidates."""
+    token = first + jnp.arange(sizes.tiles.queries, dtype=jnp.int32)
+    real = token < sizes.length
+    at = b * sizes.length + token
+    row = at * sizes.kv_heads + g
+    value = read(x.mean_query, row, real, columns=x.mean_query.shape[1])
+    candidates = Candidates(*(read(ref, at, real, other=0) for ref in x.candidates))
+    return Queries(row, real, candidates, value)
+
+
+def read_keys(x: Inputs, first, b, g, sizes: SelectionSizes):
+    """Reads a tile of summary keys: their slots, rows, which there are, and values."""
+    slot = first + jnp.arange(sizes.tiles.slots, dtype=jnp.int32)
+    row = (b * sizes.slots + slot) * sizes.kv_heads + g
+    real = slot < sizes.slots
+    return slot, row, real, read(x.summary_keys, row, real, columns=x.summary_keys.shape[1])
+
+
+def scores(queries: Queries, slot, keys, interpret: bool):
+    """Scores every query and slot, `MASKED` where it is no candidate: f32[queries, slots].
+
+    Queries keep all their bits: a choice between near equals must not depend on the dtype. Against
+    bf16 keys that takes three bf16 products, each exact.
+    """
+    first, number, excluded = (x[:, None] for x in queries.candidates)
+    slot = slot[None, :]
+    candidate = (slot >= first) & (slot < first + number) & (slot != excluded)
+    rest = queries.value
+    if keys.dtype == jnp.float32:
+        found = dot(rest, keys, interpret, transpose_b=True)
+    else:
+        found = jnp.zeros((rest.shape[0], keys.shape[0]), jnp.float32)
+        for _ in range(3):
+            piece = rest.astype(keys.dtype)
+            rest -= piece.astype(jnp.float32)
+            found += dot(piece, keys, interpret, transpose_b=True)
+    return jnp.where(candidate, found, MASKED)
+
+
+def slot_range(queries: Queries, sizes: SelectionSizes):
+    """Finds the tiles of slots in which some query of the tile has a candidate: first, end."""
+    first, number, _ = queries.candidates
+    begin = jnp.where(number > 0, first, sizes.slots).min()
+    end = jnp.where(number > 0, first + number, 0).max()
+    return begin // sizes.tiles.slots, pl.cdiv(end, sizes.tiles.slots)

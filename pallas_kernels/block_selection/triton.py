@@ -1,0 +1,84 @@
+"""Block selection by Triton kernels: `triton_forward` and `triton_backward` made one op."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.block_selection.config import SelectionTiles
+from pallas_kernels.block_selection.reference import Candidates, candidates
+from pallas_kernels.block_selection.scores import Inputs, SelectionSizes
+from pallas_kernels.block_selection.triton_backward import Chosen, selection_keys, selection_queries
+from pallas_kernels.block_selection.triton_forward import selection_forward
+from pallas_kernels.masked_softmax import at_least_f32
+from pallas_kernels.triton_tools import pad_head, to_matrix
+
+
+def block_selection(
+    q: Float[Array, "B L H D"],
+    summary_keys: Float[Array, "B slots G D"],
+    positions: Int[Array, "B L"],
+    *,
+    block_size: int,
+    num_selected: int,
+    causal: bool,
+    mask_own_block: bool,
+    with_probability: bool = True,
+    interpret: bool = False,
+) -> tuple[Int[Array, "B L G N"], Float[Array, "B L G N"] | None]:
+    """See `pallas_kernels.block_selection`; without the probability, there is no gradient."""
+    b, length, h, d = q.shape
+    slots, g = summary_keys.shape[1:3]
+    mean_query = at_least_f32(q).reshape(b, length, g, h // g, d).mean(3) * d**-0.5
+    row = candidates(positions, block_size=block_size, causal=causal, mask_own_block=mask_own_block)
+    sizes = SelectionSizes(length, slots, g, num_selected, SelectionTiles())
+    first_query = block_size if causal else 0
+    if not with_probability:
+        x = _inputs(mean_query, summary_keys, row)
+        found = selection_forward(x, sizes, b, with_probability=False, interpret=interpret)
+        return found["slots"].reshape(b, length, g, num_selected), None
+    return _select(mean_query, summary_keys, row, sizes, first_query, interpret)
+
+
+def _inputs(mean_query, summary_keys, row: Candidates) -> Inputs:
+    return Inputs(
+        to_matrix(pad_head(mean_query)),
+        to_matrix(pad_head(summary_keys)),
+        Candidates(*(x.reshape(-1) for x in row)),
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _select(mean_query, summary_keys, row, sizes, first_query, interpret):
+    return _save(mean_query, summary_keys, row, sizes, first_query, interpret)[0]
+
+
+def _save(mean_query, summary_keys, row, sizes, first_query, interpret):
+    batch, length, g, _ = mean_query.shape
+    x = _inputs(mean_query, summary_keys, row)
+    found = selection_forward(x, sizes, batch, with_probability=True, interpret=interpret)
+    chosen = (batch, length, g, sizes.num_selected)
+    out = found["slots"].reshape(chosen), found["probability"].reshape(chosen)
+    return out, (mean_query, summary_keys, row, out, found["log_total"])
+
+
+def _backward(sizes, first_query, interpret, saved, d_out):
+    mean_query, summary_keys, row, (slots, probability), log_total = saved
+    batch = mean_query.shape[0]
+    x = _inputs(mean_query, summary_keys, row)
+    mean = (d_out[1] * probability).sum(-1)
+    chosen = Chosen(slots.reshape(-1), d_out[1].reshape(-1), mean.reshape(-1), log_total)
+    d_query = selection_queries(x, chosen, sizes, batch, interpret)
+    d_keys = selection_keys(
+        x, chosen, sizes, batch, first_query=first_query, interpret=interpret
+    )
+
+    def like(x, wanted):
+        x = x.reshape(*wanted.shape[:-1], -1)[..., : wanted.shape[-1]]
+        return x.astype(wanted.dtype)
+
+    return like(d_query, mean_query), like(d_keys, summary_keys), None
+
+
+_select.defvjp(_save, _backward)

@@ -1,0 +1,123 @@
+"""Kernels of the selection's gradient: the softmax over all candidates, streamed.
+
+Only the selected blocks' probabilities have a cotangent, so the gradient of a score is
+P * (d_P - mean) with d_P zero but at N slots and `mean` the sum of P * d_P over them. One kernel
+walks the queries and one the summary keys; each computes the scores again.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels.block_selection.scores import (
+    Inputs,
+    Queries,
+    SelectionSizes,
+    place,
+    read_keys,
+    read_queries,
+    scores,
+    slot_range,
+)
+from pallas_kernels.triton_tools import dot, launch, read, write
+
+
+class Chosen(NamedTuple):
+    """What the forward pass chose, and its cotangent.
+
+    Attributes:
+      slots: int32[B * L * G * N].
+      d_probability: f32[B * L * G * N].
+      mean: f32[B * L * G], sum of probability * d_probability.
+      log_total: f32[B * L * G].
+    """
+
+    slots: Any
+    d_probability: Any
+    mean: Any
+    log_total: Any
+
+
+def _d_scores(queries: Queries, slot, keys, chosen: Chosen, sizes: SelectionSizes, interpret: bool):
+    """Gradient of the scores of a tile of queries and a tile of slots."""
+    log_total, mean = (read(x, queries.row, queries.real) for x in (chosen.log_total, chosen.mean))
+    probability = jnp.exp(scores(queries, slot, keys, interpret) - log_total[:, None])
+    d_probability = jnp.zeros(probability.shape, jnp.float32)
+    for n in range(sizes.num_selected):
+        at = queries.row * sizes.num_selected + n
+        selected = read(chosen.slots, at, queries.real, other=-1)
+        cotangent = read(chosen.d_probability, at, queries.real)
+        d_probability += jnp.where(selected[:, None] == slot[None, :], cotangent[:, None], 0.0)
+    return probability * (d_probability - mean[:, None])
+
+
+def selection_queries_kernel(x, out, *, sizes: SelectionSizes, interpret: bool):
+    """Finds the gradient of a tile of mean queries."""
+    x, chosen = x
+    tiles = pl.cdiv(sizes.length, sizes.tiles.queries)
+    tile, b, g = place(pl.program_id(0), tiles, sizes.kv_heads)
+    queries = read_queries(x, tile * sizes.tiles.queries, b, g, sizes)
+
+    def step(n, d_query):
+        slot, _, _, keys = read_keys(x, n * sizes.tiles.slots, b, g, sizes)
+        d_scores = _d_scores(queries, slot, keys, chosen, sizes, interpret)
+        return d_query + dot(d_scores.astype(keys.dtype), keys, interpret)
+
+    d_query = jnp.zeros(queries.value.shape, jnp.float32)
+    d_query = jax.lax.fori_loop(*slot_range(queries, sizes), step, d_query)
+    write(out, queries.row, queries.real, d_query)
+
+
+def selection_keys_kernel(x, out, *, sizes: SelectionSizes, first_query: int, interpret: bool):
+    """Finds the gradient of a tile of summary keys, walking all queries that may score them.
+
+    `first_query` tokens, times the tile's first slot, come before every such query.
+    """
+    x, chosen = x
+    tiles = pl.cdiv(sizes.slots, sizes.tiles.slots)
+    tile, b, g = place(pl.program_id(0), tiles, sizes.kv_heads)
+    slot, row, real, keys = read_keys(x, tile * sizes.tiles.slots, b, g, sizes)
+
+    def step(n, d_keys):
+        queries = read_queries(x, n * sizes.tiles.queries, b, g, sizes)
+        d_scores = _d_scores(queries, slot, keys, chosen, sizes, interpret)
+        value = queries.value.astype(keys.dtype)
+        return d_keys + dot(d_scores.astype(keys.dtype), value, interpret, transpose_a=True)
+
+    begin = tile * sizes.tiles.slots * first_query // sizes.tiles.queries
+    end = pl.cdiv(sizes.length, sizes.tiles.queries)
+    d_keys = jax.lax.fori_loop(begin, end, step, jnp.zeros(keys.shape, jnp.float32))
+    write(out, row, real, d_keys)
+
+
+def selection_queries(x: Inputs, chosen: Chosen, sizes: SelectionSizes, batch, interpret: bool):
+    """Launches `selection_queries_kernel`; returns the gradient of the mean queries."""
+    return launch(
+        selection_queries_kernel,
+        (x, chosen),
+        jax.ShapeDtypeStruct(x.mean_query.shape, jnp.float32),
+        name="selection_queries",
+        programs=batch * sizes.kv_heads * pl.cdiv(sizes.length, sizes.tiles.queries),
+        interpret=interpret,
+        sizes=sizes,
+        **sizes.launch,
+    )
+
+
+def selection_keys(
+    x: Inputs, chosen: Chosen, sizes: SelectionSizes, batch, *, first_query: int, interpret: bool
+):
+    """Launches `selection_keys_kernel`; returns the gradient of the summary keys, f32."""
+    return launch(
+        selection_keys_kernel,
+        (x, chosen),
+        jax.ShapeDtypeStruct(x.summary_keys.shape, jnp.float32),
+        name="selection_keys",
+        programs=batch * sizes.kv_heads * pl.cdiv(sizes.slots, sizes.tiles.slots),
+        interpret=interpret,
+        sizes=sizes,
+        first_query=first_query,
+        **sizes.launch,
+    )

@@ -1,0 +1,133 @@
+"""Kernel that scores blocks and keeps the best N of each query, without writing a score.
+
+A tile of queries streams over the summary keys. Only where a score beats a query's worst choice so
+far is it sorted in, so the longer the history, the rarer that is. The log-sum-exp is a second pass,
+taken where a probability is asked for, or where a choice may be below the least probability.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels.block_selection.reference import LEAST_PROBABILITY, NOTHING_LOGIT
+from pallas_kernels.block_selection.scores import (
+    Inputs,
+    Queries,
+    SelectionSizes,
+    place,
+    read_keys,
+    read_queries,
+    scores,
+    slot_range,
+)
+from pallas_kernels.masked_softmax import MASKED
+from pallas_kernels.triton_tools import launch, write
+
+
+def _sort_in(found, slot, best):
+    """Takes scores that beat a query's worst choice, best first, into its sorted choices."""
+
+    def better(carry):
+        return carry[1].max() > 0
+
+    def take(carry):
+        found, _, (values, slots) = carry
+        value = found.max(1)
+        chosen = jnp.where(found == value[:, None], slot[None, :], jnp.int32(2**30)).min(1)
+        left = jnp.where(slot[None, :] == chosen[:, None], MASKED, found)
+        values, slots = list(values), list(slots)
+        for n in range(len(values)):
+            above = value > values[n]  # ties stay with the slot that came first
+            values[n], value = jnp.where(above, value, values[n]), jnp.where(above, values[n], value)
+            slots[n], chosen = jnp.where(above, chosen, slots[n]), jnp.where(above, slots[n], chosen)
+        again = (left.max(1) > values[-1]).astype(jnp.int32)
+        return left, again, (tuple(values), tuple(slots))
+
+    again = (found.max(1) > best[0][-1]).astype(jnp.int32)
+    return jax.lax.while_loop(better, take, (found, again, best))[2]
+
+
+def selection_forward_kernel(
+    x: Inputs, out, *, sizes: SelectionSizes, with_probability: bool, interpret: bool
+):
+    """Selects for a tile of queries: slots, and probabilities and log-sum-exp where asked for."""
+    tiles = pl.cdiv(sizes.length, sizes.tiles.queries)
+    tile, b, g = place(pl.program_id(0), tiles, sizes.kv_heads)
+    queries = read_queries(x, tile * sizes.tiles.queries, b, g, sizes)
+    begin, end = slot_range(queries, sizes)
+
+    def score(n):
+        slot, _, _, keys = read_keys(x, n * sizes.tiles.slots, b, g, sizes)
+        return scores(queries, slot, keys, interpret), slot
+
+    none = jnp.full(queries.row.shape, MASKED, jnp.float32), jnp.full(queries.row.shape, -1)
+    best = tuple((part.astype(part.dtype),) * sizes.num_selected for part in none)
+    values, slots = jax.lax.fori_loop(begin, end, lambda n, best: _sort_in(*score(n), best), best)
+
+    def add(n, total):
+        found, _ = score(n)
+        return total + jnp.exp(found - highest[:, None]).sum(1)
+
+    highest = jnp.maximum(values[0], NOTHING_LOGIT)
+    second_end = end
+    if not with_probability:
+        sure = _surely_probable(values, queries)
+        second_end = jnp.where((~sure).astype(jnp.int32).max() > 0, end, begin)
+    total = jnp.exp(NOTHING_LOGIT - highest)
+    total = jax.lax.fori_loop(begin, second_end, add, total)
+    log_total = highest + jnp.log(jnp.maximum(total, jnp.finfo(jnp.float32).tiny))
+    for n in range(sizes.num_selected):
+        probability = jnp.exp(values[n] - log_total)
+        keep = (values[n] > MASKED) & (probability > LEAST_PROBABILITY)
+        if not with_probability:
+            keep = (values[n] > MASKED) & (sure | keep)
+        at = queries.row * sizes.num_selected + n
+        write(out["slots"], at, queries.real, jnp.where(keep, slots[n], -1))
+        if with_probability:
+            write(out["probability"], at, queries.real, jnp.where(keep, probability, 0.0))
+    if with_probability:
+        write(out["log_total"], queries.row, queries.real, log_total)
+
+
+def _surely_probable(values, queries: Queries):
+    """Tells which queries' choices are all above the least probability, whatever else there is.
+
+    The probability of a score is at least exp(score - best) / (candidates + 1).
+    """
+    lowest = values[0]
+    for value in values[1:]:
+        lowest = jnp.where(value > MASKED, value, lowest)
+    count = queries.candidates.number.astype(jnp.float32) + 1.0
+    margin = -math.log(LEAST_PROBABILITY) - 0.01  # spares the rounding of the logarithm
+    enough = (values[0] - lowest + jnp.log(count) < margin) & (values[0] > NOTHING_LOGIT)
+    return enough | (values[0] <= MASKED)
+
+
+def selection_forward(
+    x: Inputs, sizes: SelectionSizes, batch: int, *, with_probability: bool, interpret: bool
+):
+    """Launches `selection_forward_kernel`.
+
+    Returns:
+      A dict: "slots" int32[B * L * G * N], and where asked for "probability" f32 likewise and
+      "log_total" f32[B * L * G].
+    """
+    rows = x.mean_query.shape[0]
+    chosen = rows * sizes.num_selected
+    outputs = {"slots": jax.ShapeDtypeStruct((chosen,), jnp.int32)}
+    if with_probability:
+        outputs["probability"] = jax.ShapeDtypeStruct((chosen,), jnp.float32)
+        outputs["log_total"] = jax.ShapeDtypeStruct((rows,), jnp.float32)
+    return launch(
+        selection_forward_kernel,
+        x,
+        outputs,
+        name="selection_forward",
+        programs=batch * sizes.kv_heads * pl.cdiv(sizes.length, sizes.tiles.queries),
+        interpret=interpret,
+        sizes=sizes,
+        with_probability=with_probability,
+        **sizes.launch,
+    )

@@ -1,0 +1,99 @@
+"""Sizes and places of selected blocks: shared by the kernels, forward and backward."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels.selected_attention.config import BlockTiles
+from pallas_kernels.triton_tools import LEAST_TILE, Heads, read
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSizes:
+    """Static sizes of the kernels that walk blocks.
+
+    Attributes:
+      heads: of the arrays.
+      block_size: S.
+      num_selected: N.
+      scale: of the logits.
+      tiles: how the work is cut up.
+    """
+
+    heads: Heads
+    block_size: int
+    num_selected: int
+    scale: float
+    tiles: BlockTiles
+
+    @property
+    def keys(self) -> int:
+        """Rows that a program sets aside for a block's keys."""
+        return max(LEAST_TILE, pl.next_power_of_2(self.block_size))
+
+    @property
+    def pairs(self) -> int:
+        """Pairs that a program works on at a time."""
+        return max(1, max(LEAST_TILE, self.tiles.rows) // self.heads.padded_group)
+
+    @property
+    def slots(self) -> int:
+        """Blocks that a row of the batch has room for."""
+        return pl.cdiv(self.heads.length, self.block_size)
+
+    @property
+    def launch(self) -> dict[str, int]:
+        """Compiler parameters."""
+        return {"num_warps": self.tiles.num_warps, "num_stages": self.tiles.num_stages}
+
+    def programs(self, batch: int) -> int:
+        """Size of the grid: one program a block."""
+        return batch * self.heads.kv_heads * self.slots
+
+
+def block_rows(lists, block, sizes: BlockSizes):
+    """Finds the keys of a block.
+
+    Args:
+      lists: refs of `InvertedLists`.
+      block: its number.
+      sizes: static sizes.
+
+    Returns:
+      Rows of k and v, which of them there are, the beginning and the end of the block's pairs.
+    """
+    heads = sizes.heads
+    begin, end = lists.begins[block], lists.begins[block + 1]
+    g, b = (block // sizes.slots) % heads.kv_heads, block // (sizes.slots * heads.kv_heads)
+    some = begin + jnp.zeros((1,), jnp.int32), jnp.broadcast_to(begin < end, (1,))
+    pair = read(lists.pairs, *some, other=0)
+    offset = read(lists.offset, pair // (heads.kv_heads * sizes.num_selected), some[1], other=0)
+    n = jnp.arange(sizes.keys, dtype=jnp.int32)
+    token = (block % sizes.slots) * sizes.block_size + offset + n
+    real = (n < sizes.block_size) & (token < heads.length) & (begin < end)
+    return (b * heads.length + token) * heads.kv_heads + g, real, begin, end
+
+
+def pair_rows(lists, first, end, sizes: BlockSizes):
+    """Finds the query heads of a tile of pairs.
+
+    Args:
+      lists: refs of `InvertedLists`.
+      first: first of the tile's pairs, by place in the lists.
+      end: end of the block's pairs.
+      sizes: static sizes.
+
+    Returns:
+      Rows of parts (pair * R + member), rows of q, and which of them there are: [rows] each.
+    """
+    heads = sizes.heads
+    row = jnp.arange(sizes.pairs * heads.padded_group, dtype=jnp.int32)
+    at, member = first + row // heads.padded_group, row % heads.padded_group
+    real = (at < end) & (member < heads.group)
+    pair = read(lists.pairs, at, real, other=0)
+    return (
+        pair * heads.group + member,
+        (pair // sizes.num_selected) * heads.group + member,
+        real,
+    )

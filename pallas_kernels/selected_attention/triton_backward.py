@@ -1,0 +1,100 @@
+"""Kernel of the gradients of attention to the selected blocks, walking the blocks.
+
+A block's keys and values get their gradient from the block's own list of queries, in the list's
+order: nothing is added to memory twice, and repeats are equal to the bit. The queries' gradients
+are left as parts, one for each pair, which the kernel of near keys adds up.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels.masked_softmax import MASKED
+from pallas_kernels.power_attention.triton_backward import PathTotals
+from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pair_rows
+from pallas_kernels.selected_attention.inverted_lists import InvertedLists
+from pallas_kernels.triton_tools import dot, launch, read, write
+
+
+class Inputs(NamedTuple):
+    """Arrays of the kernel: matrices as in the forward kernel, d_out like q."""
+
+    q: Any
+    k: Any
+    v: Any
+    d_out: Any
+    totals: PathTotals
+    lists: InvertedLists
+
+
+class Gradients(NamedTuple):
+    """What the kernel writes.
+
+    Attributes:
+      q: [pairs * R, D], unwritten for pairs without a block.
+      k: [B * G * slots * S, D] by slot.
+      v: likewise.
+      factor: f32[pairs * R], sum of d_logit * logit over the block's keys; None if not asked for.
+    """
+
+    q: Any
+    k: Any
+    v: Any
+    factor: Any
+
+
+def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, interpret: bool):
+    """Finds the gradients that one block, and every query that selected it, give each other."""
+    columns = x.q.shape[1]
+    key_row, key_real, begin, end = block_rows(x.lists, pl.program_id(0), sizes)
+    keys, values = (read(ref, key_row, key_real, columns=columns) for ref in (x.k, x.v))
+
+    def tile(n, carry):
+        d_k, d_v = carry
+        part_row, query_row, real = pair_rows(x.lists, begin + n * sizes.pairs, end, sizes)
+        q, d_out = (read(ref, query_row, real, columns=columns) for ref in (x.q, x.d_out))
+        log_total, mean = (read(ref, query_row, real) for ref in x.totals)
+        logits = dot(q, keys, interpret, transpose_b=True) * sizes.scale
+        allowed = real[:, None] & key_real[None, :]
+        weights = jnp.exp(jnp.where(allowed, logits - log_total[:, None], MASKED))
+        d_logits = weights * (dot(d_out, values, interpret, transpose_b=True) - mean[:, None])
+        if out.factor is not None:
+            write(out.factor, part_row, real, (d_logits * logits).sum(1))
+        d_logits = d_logits.astype(q.dtype)
+        write(out.q, part_row, real, dot(d_logits, keys, interpret) * sizes.scale)
+        d_k += dot(d_logits, q, interpret, transpose_a=True)
+        d_v += dot(weights.astype(q.dtype), d_out, interpret, transpose_a=True)
+        return d_k, d_v
+
+    d_k = d_v = jnp.zeros((sizes.keys, columns), jnp.float32)
+    tiles = pl.cdiv(end - begin, sizes.pairs)
+    d_k, d_v = jax.lax.fori_loop(0, tiles, tile, (d_k, d_v))
+    n = jnp.arange(sizes.keys, dtype=jnp.int32)
+    row, real = pl.program_id(0) * sizes.block_size + n, n < sizes.block_size
+    write(out.k, row, real, d_k * sizes.scale)
+    write(out.v, row, real, d_v)
+
+
+def blocks_backward(
+    x: Inputs, sizes: BlockSizes, batch: int, *, with_factor: bool, interpret: bool
+) -> Gradients:
+    """Launches `blocks_backward_kernel`."""
+    rows, columns = x.lists.pairs.size * sizes.heads.group, x.q.shape[1]
+    by_slot = sizes.programs(batch) * sizes.block_size, columns
+    return launch(
+        blocks_backward_kernel,
+        x,
+        Gradients(
+            q=jax.ShapeDtypeStruct((rows, columns), x.q.dtype),
+            k=jax.ShapeDtypeStruct(by_slot, x.k.dtype),
+            v=jax.ShapeDtypeStruct(by_slot, x.v.dtype),
+            factor=jax.ShapeDtypeStruct((rows,), jnp.float32) if with_factor else None,
+        ),
+        name="blocks_backward",
+        programs=sizes.programs(batch),
+        interpret=interpret,
+        sizes=sizes,
+        **sizes.launch,
+    )

@@ -1,0 +1,79 @@
+"""Kernel of attention to the selected blocks, walking the blocks and not the queries.
+
+A query's group has few heads, a block's list has many queries: so a block is read once, and the
+products are tall. Each block's softmax is left unmerged, as a part with its log-sum-exp; the kernel
+of near keys merges a query's parts with its own block.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels.masked_softmax import MASKED
+from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pair_rows
+from pallas_kernels.selected_attention.inverted_lists import InvertedLists
+from pallas_kernels.triton_tools import dot, launch, read, write
+
+
+class Inputs(NamedTuple):
+    """Arrays of the kernel: q [B * L * H, D], k and v [B * L * G, D], and the lists."""
+
+    q: Any
+    k: Any
+    v: Any
+    lists: InvertedLists
+
+
+def blocks_forward_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool):
+    """Attends one block from every query that selected it."""
+    columns = x.q.shape[1]
+    key_row, key_real, begin, end = block_rows(x.lists, pl.program_id(0), sizes)
+    keys, values = (read(ref, key_row, key_real, columns=columns) for ref in (x.k, x.v))
+
+    def tile(n, _):
+        part_row, query_row, real = pair_rows(x.lists, begin + n * sizes.pairs, end, sizes)
+        q = read(x.q, query_row, real, columns=columns)
+        logits = dot(q, keys, interpret, transpose_b=True) * sizes.scale
+        logits = jnp.where(key_real[None, :], logits, MASKED)
+        highest = logits.max(1)
+        weight = jnp.exp(logits - highest[:, None])
+        total = weight.sum(1)
+        part = dot(weight.astype(values.dtype), values, interpret) / total[:, None]
+        write(out[0], part_row, real, part)
+        write(out[1], part_row, real, highest + jnp.log(total))
+        return 0
+
+    jax.lax.fori_loop(0, pl.cdiv(end - begin, sizes.pairs), tile, 0)
+
+
+def blocks_forward(q, k, v, lists: InvertedLists, sizes: BlockSizes, batch: int, interpret: bool):
+    """Launches `blocks_forward_kernel`.
+
+    Args:
+      q: [B * L * H, D].
+      k: [B * L * G, D].
+      v: [B * L * G, D].
+      lists: from `invert`.
+      sizes: sizes and tiles.
+      batch: B.
+      interpret: see `launch`.
+
+    Returns:
+      Outputs [pairs * R, D] and log-sum-exps f32[pairs * R]; unwritten for pairs without a block.
+    """
+    rows = lists.pairs.size * sizes.heads.group
+    return launch(
+        blocks_forward_kernel,
+        Inputs(q, k, v, lists),
+        (
+            jax.ShapeDtypeStruct((rows, q.shape[1]), q.dtype),
+            jax.ShapeDtypeStruct((rows,), jnp.float32),
+        ),
+        name="blocks_forward",
+        programs=sizes.programs(batch),
+        interpret=interpret,
+        sizes=sizes,
+        **sizes.launch,
+    )

@@ -1,0 +1,155 @@
+"""Either sparse path, or both under the gate, by Triton kernels, with their gradients.
+
+One program flow serves three ops. The selected blocks are attended block by block, from lists of
+the queries that selected each; what that gives is merged with the keys near the query, which serve
+both paths at once. Backward likewise: block by block first, then near the query.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.masked_softmax import at_least_f32
+from pallas_kernels.power_attention import triton_backward as near_backward
+from pallas_kernels.power_attention.config import NearTiles
+from pallas_kernels.power_attention.near import NearSizes
+from pallas_kernels.power_attention.triton_backward import PathTotals
+from pallas_kernels.power_attention.triton_forward import Parts, near_forward
+from pallas_kernels.selected_attention import triton_backward as blocks_backward
+from pallas_kernels.selected_attention.blocks import BlockSizes
+from pallas_kernels.selected_attention.config import BlockTiles
+from pallas_kernels.selected_attention.inverted_lists import invert
+from pallas_kernels.selected_attention.triton_forward import blocks_forward
+from pallas_kernels.triton_tools import Heads, pad_head, to_matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """Which paths are attended, and how; static.
+
+    Attributes:
+      block_size: S of the long-term path, 0 without it.
+      window: W of the short-term path, 0 without it.
+      max_history: bound on positions.
+      with_factor: whether the selection's probability has a gradient ("straight_through").
+      interpret: see `launch`.
+    """
+
+    block_size: int = 0
+    window: int = 0
+    max_history: int = 0
+    with_factor: bool = False
+    interpret: bool = False
+
+    def near(self, q, k, slots, tiles: NearTiles) -> NearSizes:
+        """Sizes of the kernels of near keys."""
+        return NearSizes(
+            heads=heads(q, k),
+            block_size=self.block_size,
+            window=self.window,
+            max_history=self.max_history,
+            num_selected=0 if slots is None else slots.shape[-1],
+            scale=q.shape[-1] ** -0.5,
+            tiles=tiles,
+        )
+
+    def blocks(self, q, k, slots, tiles: BlockTiles) -> BlockSizes:
+        """Sizes of the kernels of selected blocks."""
+        scale = q.shape[-1] ** -0.5
+        return BlockSizes(heads(q, k), self.block_size, slots.shape[-1], scale, tiles)
+
+
+def heads(q, k) -> Heads:
+    """Reads the sizes off the arrays."""
+    return Heads(q.shape[1], k.shape[2], q.shape[2] // k.shape[2])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
+def attend(
+    q: Float[Array, "B L H D"],
+    k: Float[Array, "B L G D"],
+    v: Float[Array, "B L G D"],
+    slots: Int[Array, "B L G N"] | None,
+    probability: Float[Array, "B L G N"] | None,
+    gate: Float[Array, "B L H 2"] | None,
+    positions: Int[Array, "B L"],
+    paths: Paths,
+) -> Float[Array, "B L H D"]:
+    """Attends along the paths.
+
+    Args:
+      q: queries; the logits are scaled by D**-0.5 here.
+      k: keys.
+      v: values.
+      slots: selected blocks; None without the long-term path.
+      probability: receives the straight-through gradient; None where there is none.
+      gate: weights of the paths; None for one path alone.
+      positions: int32, position of each token inside its own sequence, -1 at padding.
+      paths: which paths.
+    """
+    return _save(q, k, v, slots, probability, gate, positions, paths)[0]
+
+
+def _save(q, k, v, slots, probability, gate, positions, paths):
+    parts = lists = None
+    wide = [pad_head(x) for x in (q, k, v)]
+    if slots is not None:
+        lists = invert(slots, positions, paths.block_size)
+        sizes = paths.blocks(q, k, slots, BlockTiles())
+        found = blocks_forward(
+            *map(to_matrix, wide), lists, sizes, q.shape[0], paths.interpret
+        )
+        parts = Parts(slots.reshape(-1), *found)
+    sizes = paths.near(q, k, slots, NearTiles())
+    outputs = near_forward(*wide, positions, gate, parts, sizes, paths.interpret)
+    out = outputs["out"][..., : q.shape[-1]]
+    if gate is not None:
+        del outputs["out"]
+    return out, (q, k, v, slots, probability, gate, positions, outputs, lists)
+
+
+def _backward(paths, saved, d_out):
+    q, k, v, slots, probability, gate, positions, outputs, lists = saved
+    batch, d = q.shape[0], q.shape[-1]
+    wide_q, wide_k, wide_v, wide_d_out = (to_matrix(pad_head(x)) for x in (q, k, v, d_out))
+    names = paths.near(q, k, slots, NearTiles()).paths
+    totals = {}
+    for name in names:
+        path = outputs[name if gate is not None else "out"]
+        mean = (at_least_f32(d_out) * at_least_f32(path[..., :d])).sum(-1)
+        totals[name] = PathTotals(outputs[f"{name}_log_total"].reshape(-1), mean.reshape(-1))
+    queries_parts = keys_parts = d_probability = None
+    if slots is not None:
+        found = blocks_backward.blocks_backward(
+            blocks_backward.Inputs(wide_q, wide_k, wide_v, wide_d_out, totals["long"], lists),
+            paths.blocks(q, k, slots, BlockTiles()),
+            batch,
+            with_factor=paths.with_factor,
+            interpret=paths.interpret,
+        )
+        queries_parts, keys_parts = (slots.reshape(-1), found.q), (found.k, found.v)
+        if paths.with_factor:
+            by_pair = found.factor.reshape(*slots.shape, -1).sum(-1)
+            d_probability = jnp.where(slots >= 0, by_pair, 0.0).astype(probability.dtype)
+    x = near_backward.Inputs(
+        wide_q, wide_k, wide_v, wide_d_out, positions.reshape(-1), totals, None
+    )
+    sizes = paths.near(q, k, slots, NearTiles())
+    d_q = near_backward.near_queries(
+        x._replace(parts=queries_parts), sizes, batch, paths.interpret
+    )
+    d_kv = near_backward.near_keys(x._replace(parts=keys_parts), sizes, batch, paths.interpret)
+    d_q, d_k, d_v = (
+        g.reshape(*x.shape[:-1], -1)[..., :d] for g, x in zip((d_q, *d_kv), (q, k, v), strict=True)
+    )
+    d_gate = None
+    if gate is not None:
+        d_gate = jnp.stack([totals[name].mean for name in names], -1)
+        d_gate = d_gate.reshape(gate.shape).astype(gate.dtype)
+    return d_q, d_k, d_v, None, d_probability, d_gate, None
+
+
+attend.defvjp(_save, _backward)

@@ -1,0 +1,181 @@
+"""What every Pallas Triton kernel here shares: launching, exact products, rows of query heads.
+
+Kernels read whole arrays by computed row numbers, under masks, so no array is padded to a tile. Of
+[B, L, heads, D] they see a matrix of D columns, with row `(b * L + token) * heads + head`.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+with warnings.catch_warnings():  # deprecated since jax 0.11, and the only one that reads by index
+    warnings.filterwarnings("ignore", message=".*Triton.*", category=DeprecationWarning)
+    from jax.experimental.pallas import triton as plgpu
+
+NOTHING = 1e30  # log-sum-exp of a query that attends nothing: exp(logit - NOTHING) is 0
+LEAST_TILE = 16  # rows, columns and depth of the smallest product
+
+
+class Heads(NamedTuple):
+    """Sizes that tell which rows of an array belong to which token and head.
+
+    Attributes:
+      length: L, tokens in a row of the batch.
+      kv_heads: G.
+      group: query heads that share a key/value head, H / G.
+    """
+
+    length: int
+    kv_heads: int
+    group: int
+
+    @property
+    def padded_group(self) -> int:
+        """Rows that a program sets aside for each token's group."""
+        return pl.next_power_of_2(self.group)
+
+
+class Tile(NamedTuple):
+    """The query heads that a program works on, each int32[rows] or bool[rows].
+
+    Attributes:
+      token: index in the batch row.
+      position: position in the sequence, -1 for padding and for rows that stand for no query.
+      row: row of the query head in q, out and their gradients.
+      inside: whether the arrays have such a row.
+      real: whether it is a query, not padding.
+    """
+
+    token: Any
+    position: Any
+    row: Any
+    inside: Any
+    real: Any
+
+
+def launch(
+    kernel: Callable,
+    arrays: Any,
+    out_shape: Any,
+    *,
+    name: str,
+    programs: int,
+    num_warps: int,
+    num_stages: int,
+    interpret: bool,
+    **static: Any,
+) -> Any:
+    """Runs `kernel(arrays, out, interpret=interpret, **static)` on a one-dimensional grid.
+
+    Args:
+      kernel: reads refs in a tree like `arrays`, writes refs in a tree like `out_shape`.
+      arrays: a tree of arrays.
+      out_shape: a tree of ShapeDtypeStructs.
+      name: what profilers call it.
+      programs: size of the grid.
+      num_warps: warps of 32 threads in a program.
+      num_stages: depth of the pipeline in loops over products.
+      interpret: runs the kernel operation by operation on any device, for tests.
+      **static: sizes known when compiling.
+    """
+
+    def body(x, out):
+        kernel(x, out["out"], interpret=interpret, **static)
+
+    call = pl.pallas_call(
+        body,
+        out_shape={"out": out_shape},  # a tuple would be handed over as several arguments
+        grid=(programs,),
+        name=name,
+        interpret=interpret,
+        compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=num_stages),
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Triton.*", category=DeprecationWarning)
+        return call(arrays)["out"]
+
+
+def dot(a, b, interpret: bool, *, transpose_a: bool = False, transpose_b: bool = False):
+    """Multiplies two tiles into f32; f32 operands keep nearly all their bits.
+
+    Three TF32 products stand for one of f32, on the tensor cores: relative error about 1e-6.
+    """
+    contract = ((0 if transpose_a else 1,), (1 if transpose_b else 0,)), ((), ())
+    precision = None
+    if a.dtype == jnp.float32:
+        precision = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+        if interpret:  # the host has no such product
+            precision = jax.lax.Precision.HIGHEST
+    return jax.lax.dot_general(
+        a, b, contract, precision=precision, preferred_element_type=jnp.float32
+    )
+
+
+def read(ref, rows, real, other=0.0, columns: int | None = None):
+    """Reads rows of a matrix, or entries of a vector where `columns` is None; `other` if not real.
+
+    Args:
+      ref: [n, D] or [n].
+      rows: int32[rows].
+      real: bool[rows].
+      other: stands where nothing is read.
+      columns: D.
+    """
+    if columns is None:
+        return plgpu.load(ref.at[rows], mask=real, other=other)
+    column = jax.lax.broadcasted_iota(jnp.int32, (rows.size, columns), 1)
+    rows = jnp.broadcast_to(rows[:, None], column.shape)
+    real = jnp.broadcast_to(real[:, None], column.shape)
+    return plgpu.load(ref.at[rows, column], mask=real, other=other)
+
+
+def write(ref, rows, real, value) -> None:
+    """Writes what `read` reads, in the array's dtype."""
+    value = value.astype(ref.dtype)
+    if value.ndim == 1:
+        plgpu.store(ref.at[rows], value, mask=real)
+        return
+    column = jax.lax.broadcasted_iota(jnp.int32, value.shape, 1)
+    rows = jnp.broadcast_to(rows[:, None], value.shape)
+    real = jnp.broadcast_to(real[:, None], value.shape)
+    plgpu.store(ref.at[rows, column], value, mask=real)
+
+
+def query_tile(positions, first, tokens: int, b, g, heads: Heads) -> Tile:
+    """Finds the query heads of `tokens` tokens from `first` on, token by token.
+
+    Args:
+      positions: ref of int32[B * L].
+      first: index of the first token in its batch row; may be below 0 or past the end.
+      tokens: how many.
+      b: batch row.
+      g: key/value head.
+      heads: sizes.
+    """
+    row = jnp.arange(tokens * heads.padded_group, dtype=jnp.int32)
+    token, member = first + row // heads.padded_group, row % heads.padded_group
+    inside = (token >= 0) & (token < heads.length) & (member < heads.group)
+    at = b * heads.length + token
+    position = read(positions, at, inside, other=-1)
+    query_row = (at * heads.kv_heads + g) * heads.group + member
+    return Tile(token, position, query_row, inside, position >= 0)
+
+
+def key_rows(token, b, g, heads: Heads):
+    """Finds the rows of tokens in k and v."""
+    return (b * heads.length + token) * heads.kv_heads + g
+
+
+def to_matrix(x):
+    """Views [B, L, heads, D] as a matrix of D columns."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def pad_head(x):
+    """Pads the last axis to a power of two of at least 16."""
+    size = max(LEAST_TILE, pl.next_power_of_2(x.shape[-1]))
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])])
