@@ -4,11 +4,11 @@ Letters in shapes: B batch row, L row length, H query heads, G key/value heads, 
 S selection block, N selected blocks, W window, `slots` = ceil(L / S).
 """
 
-from pallas_kernels.block_selection import block_selection
-from pallas_kernels.blossom_attention import blossom_attention
+from pallas_kernels.block_selection.api import block_selection
+from pallas_kernels.blossom_attention.api import blossom_attention
 from pallas_kernels.positions import validate_positions
-from pallas_kernels.power_attention import power_attention
-from pallas_kernels.selected_attention import selected_attention
+from pallas_kernels.power_attention.api import power_attention
+from pallas_kernels.selected_attention.api import selected_attention
 
 __all__ = [
     "block_selection",

@@ -1,11 +1,18 @@
 """The public function that selects blocks."""
 
+import functools
+
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import checks, dispatch
-from pallas_kernels.block_selection import reference, xla
+from pallas_kernels.block_selection import reference, triton, xla
 
-IMPLEMENTATIONS = {"reference": reference.block_selection, "xla": xla.block_selection}
+IMPLEMENTATIONS = {
+    "reference": reference.block_selection,
+    "xla": xla.block_selection,
+    "triton": triton.block_selection,
+    "triton_interpret": functools.partial(triton.block_selection, interpret=True),
+}
 
 
 def block_selection(

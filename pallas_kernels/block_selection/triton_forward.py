@@ -29,24 +29,24 @@ from pallas_kernels.triton_tools import launch, write
 def _sort_in(found, slot, best):
     """Takes scores that beat a query's worst choice, best first, into its sorted choices."""
 
-    def better(carry):
-        return carry[1].max() > 0
-
-    def take(carry):
-        found, _, (values, slots) = carry
+    def take(_, carry):
+        found, values, slots = carry
         value = found.max(1)
         chosen = jnp.where(found == value[:, None], slot[None, :], jnp.int32(2**30)).min(1)
-        left = jnp.where(slot[None, :] == chosen[:, None], MASKED, found)
+        found = jnp.where(slot[None, :] == chosen[:, None], MASKED, found)
         values, slots = list(values), list(slots)
         for n in range(len(values)):
             above = value > values[n]  # ties stay with the slot that came first
             values[n], value = jnp.where(above, value, values[n]), jnp.where(above, values[n], value)
             slots[n], chosen = jnp.where(above, chosen, slots[n]), jnp.where(above, slots[n], chosen)
-        again = (left.max(1) > values[-1]).astype(jnp.int32)
-        return left, again, (tuple(values), tuple(slots))
+        return found, tuple(values), tuple(slots)
 
-    again = (found.max(1) > best[0][-1]).astype(jnp.int32)
-    return jax.lax.while_loop(better, take, (found, again, best))[2]
+    values, slots = best
+    better = jnp.where(found > values[-1][:, None], 1, 0).sum(1).max()
+    _, values, slots = jax.lax.fori_loop(
+        0, jnp.minimum(better, len(values)), take, (found, values, slots)
+    )
+    return values, slots
 
 
 def selection_forward_kernel(
@@ -74,7 +74,7 @@ def selection_forward_kernel(
     second_end = end
     if not with_probability:
         sure = _surely_probable(values, queries)
-        second_end = jnp.where((~sure).astype(jnp.int32).max() > 0, end, begin)
+        second_end = begin + (end - begin) * jnp.where(sure, 0, 1).max()
     total = jnp.exp(NOTHING_LOGIT - highest)
     total = jax.lax.fori_loop(begin, second_end, add, total)
     log_total = highest + jnp.log(jnp.maximum(total, jnp.finfo(jnp.float32).tiny))

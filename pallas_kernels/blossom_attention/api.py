@@ -1,15 +1,18 @@
 """The public function of the whole attention."""
 
+import functools
 from collections.abc import Callable
 
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import checks, dispatch
-from pallas_kernels.blossom_attention import reference, xla
+from pallas_kernels.blossom_attention import reference, triton, xla
 
 IMPLEMENTATIONS: dict[str, Callable] = {
     "reference": reference.blossom_attention,
     "xla": xla.blossom_attention,
+    "triton": triton.blossom_attention,
+    "triton_interpret": functools.partial(triton.blossom_attention, interpret=True),
 }
 
 

@@ -1,11 +1,18 @@
 """The public function of the short-term path."""
 
+import functools
+
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import checks, dispatch
-from pallas_kernels.power_attention import reference, xla
+from pallas_kernels.power_attention import reference, triton, xla
 
-IMPLEMENTATIONS = {"reference": reference.power_attention, "xla": xla.power_attention}
+IMPLEMENTATIONS = {
+    "reference": reference.power_attention,
+    "xla": xla.power_attention,
+    "triton": triton.power_attention,
+    "triton_interpret": functools.partial(triton.power_attention, interpret=True),
+}
 
 
 def power_attention(

@@ -1,11 +1,18 @@
 """The public function that attends selected blocks."""
 
+import functools
+
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import checks, dispatch
-from pallas_kernels.selected_attention import reference, xla
+from pallas_kernels.selected_attention import reference, triton, xla
 
-IMPLEMENTATIONS = {"reference": reference.selected_attention, "xla": xla.selected_attention}
+IMPLEMENTATIONS = {
+    "reference": reference.selected_attention,
+    "xla": xla.selected_attention,
+    "triton": triton.selected_attention,
+    "triton_interpret": functools.partial(triton.selected_attention, interpret=True),
+}
 
 
 def selected_attention(

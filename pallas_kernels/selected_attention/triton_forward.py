@@ -16,7 +16,6 @@ from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pai
 from pallas_kernels.selected_attention.inverted_lists import InvertedLists
 from pallas_kernels.triton_tools import dot, launch, read, write
 
-
 class Inputs(NamedTuple):
     """Arrays of the kernel: q [B * L * H, D], k and v [B * L * G, D], and the lists."""
 
@@ -24,7 +23,6 @@ class Inputs(NamedTuple):
     k: Any
     v: Any
     lists: InvertedLists
-
 
 def blocks_forward_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool):
     """Attends one block from every query that selected it."""
@@ -43,10 +41,8 @@ def blocks_forward_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool)
         part = dot(weight.astype(values.dtype), values, interpret) / total[:, None]
         write(out[0], part_row, real, part)
         write(out[1], part_row, real, highest + jnp.log(total))
-        return 0
 
-    jax.lax.fori_loop(0, pl.cdiv(end - begin, sizes.pairs), tile, 0)
-
+    jax.lax.fori_loop(0, pl.cdiv(end - begin, sizes.pairs), tile, None)
 
 def blocks_forward(q, k, v, lists: InvertedLists, sizes: BlockSizes, batch: int, interpret: bool):
     """Launches `blocks_forward_kernel`.
