@@ -4,6 +4,7 @@ Kernels read whole arrays by computed row numbers, under masks, so no array is p
 [B, L, heads, D] they see a matrix of D columns, with row `(b * L + token) * heads + head`.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ with warnings.catch_warnings():  # deprecated since jax 0.11, and the only one t
     warnings.filterwarnings("ignore", message=".*Triton.*", category=DeprecationWarning)
     from jax.experimental.pallas import triton as plgpu
 
-NOTHING = 1e30  # log-sum-exp of a query that attends nothing: exp(logit - NOTHING) is 0
+NOTHING = 1e30  # log-sum-exp of a query that attends nothing: exp2(logit - NOTHING) is 0
+LOG2_E = math.log2(math.e)  # kernels keep logits in powers of two, the GPU's own exponential
 LEAST_TILE = 16  # rows, columns and depth of the smallest product
 
 
@@ -26,35 +28,28 @@ class Heads(NamedTuple):
     Attributes:
       length: L, tokens in a row of the batch.
       kv_heads: G.
-      group: query heads that share a key/value head, H / G.
+      group: R, query heads that share a key/value head, H / G.
     """
 
     length: int
     kv_heads: int
     group: int
 
-    @property
-    def padded_group(self) -> int:
-        """Rows that a program sets aside for each token's group."""
-        return pl.next_power_of_2(self.group)
-
 
 class Tile(NamedTuple):
-    """The query heads that a program works on, each int32[rows] or bool[rows].
+    """The tokens that a program works on, for one key/value head: [tokens] each.
 
     Attributes:
-      token: index in the batch row.
-      position: position in the sequence, -1 for padding and for rows that stand for no query.
-      row: row of the query head in q, out and their gradients.
-      inside: whether the arrays have such a row.
-      real: whether it is a query, not padding.
+      token: int32, index in the batch row.
+      position: int32, position in the sequence, -1 for padding and outside the batch row.
+      row: int32, row of the token in k and v; its query heads are rows `row * R + member` of q.
+      inside: bool, whether the batch row has such a token.
     """
 
     token: Any
     position: Any
     row: Any
     inside: Any
-    real: Any
 
 
 def launch(
@@ -115,6 +110,20 @@ def dot(a, b, interpret: bool, *, transpose_a: bool = False, transpose_b: bool =
     )
 
 
+def exp2(x, interpret: bool):
+    """Raises 2 to f32 powers by the GPU's instruction; results below 2**-126 become 0."""
+    if interpret:
+        return jnp.exp2(x)
+    [power] = plgpu.elementwise_inline_asm(
+        "ex2.approx.ftz.f32 $0, $1;",
+        args=[x],
+        constraints="=f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+    )
+    return power
+
+
 def read(ref, rows, real, other=0.0, columns: int | None = None):
     """Reads rows of a matrix, or entries of a vector where `columns` is None; `other` if not real.
 
@@ -145,8 +154,8 @@ def write(ref, rows, real, value) -> None:
     plgpu.store(ref.at[rows, column], value, mask=real)
 
 
-def query_tile(positions, first, tokens: int, b, g, heads: Heads) -> Tile:
-    """Finds the query heads of `tokens` tokens from `first` on, token by token.
+def read_tile(positions, first, tokens: int, b, g, heads: Heads) -> Tile:
+    """Finds `tokens` tokens from `first` on.
 
     Args:
       positions: ref of int32[B * L].
@@ -156,18 +165,11 @@ def query_tile(positions, first, tokens: int, b, g, heads: Heads) -> Tile:
       g: key/value head.
       heads: sizes.
     """
-    row = jnp.arange(tokens * heads.padded_group, dtype=jnp.int32)
-    token, member = first + row // heads.padded_group, row % heads.padded_group
-    inside = (token >= 0) & (token < heads.length) & (member < heads.group)
+    token = first + jnp.arange(tokens, dtype=jnp.int32)
+    inside = (token >= 0) & (token < heads.length)
     at = b * heads.length + token
     position = read(positions, at, inside, other=-1)
-    query_row = (at * heads.kv_heads + g) * heads.group + member
-    return Tile(token, position, query_row, inside, position >= 0)
-
-
-def key_rows(token, b, g, heads: Heads):
-    """Finds the rows of tokens in k and v."""
-    return (b * heads.length + token) * heads.kv_heads + g
+    return Tile(token, position, at * heads.kv_heads + g, inside)
 
 
 def to_matrix(x):

@@ -8,13 +8,11 @@ class NearTiles:
     """Tiles of one kernel.
 
     Attributes:
-      rows: query heads that a program holds.
-      keys: tokens on the other side of a product, at most.
+      members: query heads of a group that a program works on at a time; divides the group.
       num_warps: warps of a program.
       num_stages: depth of the pipeline.
     """
 
-    rows: int = 128
-    keys: int = 16
-    num_warps: int = 4
+    members: int = 4
+    num_warps: int = 1
     num_stages: int = 1

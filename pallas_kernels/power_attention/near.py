@@ -1,14 +1,15 @@
 """Which keys stand near a query: shared by the kernels, forward and backward."""
 
 import dataclasses
-import functools
+import math
 
+import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.power_attention.config import NearTiles
-from pallas_kernels.power_attention.xla import allowed_distances
-from pallas_kernels.triton_tools import LEAST_TILE, Heads, Tile
+from pallas_kernels.triton_tools import LEAST_TILE, LOG2_E, Heads, Tile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,25 +42,35 @@ class NearSizes:
 
     @property
     def tokens(self) -> int:
-        """Tokens in a program's tile."""
-        return max(LEAST_TILE, self.tiles.rows // self.heads.padded_group)
+        """Tokens of a program's tile.
+
+        The keys of a tile of queries that are at most so far back stand in the tile and the one
+        before it, so those two are the band.
+        """
+        return max(LEAST_TILE, pl.next_power_of_2(max(self.block_size, self.window)))
 
     @property
-    def keys(self) -> int:
-        """Tokens on the other side of one product."""
-        return min(self.tiles.keys, self.tokens)
+    def shifts(self) -> int:
+        """Powers of two beyond the band: tokens * 2, tokens * 4, ... below the longest history."""
+        return max(0, (self.max_history - 1).bit_length() - self.tokens.bit_length())
 
     @property
-    def behind(self) -> int:
-        """Tokens before the tile that its band covers: all distances up to this are in it."""
-        farthest = max(self.block_size, self.window) - 1
-        return max(1, -(-farthest // self.keys)) * self.keys
+    def log2_scale(self) -> float:
+        """Scale of logits that are powers of two."""
+        return self.scale * LOG2_E
 
-    @functools.cached_property
-    def distances(self) -> tuple[int, ...]:
-        """Powers of two beyond the band."""
-        listed = allowed_distances(self.window or 1, True, self.max_history)
-        return tuple(d for d in listed if d > self.behind)
+    @property
+    def steps(self) -> int:
+        """Rounds in which a program works through its group."""
+        return self.heads.group // self._members
+
+    @property
+    def _members(self) -> int:
+        return math.gcd(self.tiles.members, self.heads.group)
+
+    def members(self, step):
+        """Lists the members of the group that a round is for."""
+        return [step * self._members + n for n in range(self._members)]
 
     @property
     def launch(self) -> dict[str, int]:
@@ -78,17 +89,30 @@ class NearSizes:
         return program % tiles * self.tokens, b, g
 
 
-def token_range(first, size: int):
-    """Lists `size` tokens from `first` on."""
-    return first + jnp.arange(size, dtype=jnp.int32)
+def band_bias(position, distance, sizes: NearSizes):
+    """Finds what to add to the logits of a band: 0, or `MASKED` where a path does not attend.
+
+    Args:
+      position: int32[queries], -1 where there is no query.
+      distance: int32[queries, keys], of the query from the key.
+      sizes: static sizes.
+
+    Returns:
+      f32[queries, keys] by path.
+    """
+    before = distance >= 0
+    bias = {}
+    if sizes.block_size:
+        in_block = jnp.where(position >= 0, jax.lax.rem(position, sizes.block_size), -1)
+        bias["long"] = before & (distance <= in_block[:, None])
+    if sizes.window:
+        power = (distance & (distance - 1)) == 0
+        within = (distance < sizes.window) | (power & (distance <= sizes.tokens))
+        bias["short"] = before & within & (distance <= position[:, None])
+    return {name: jnp.where(allowed, 0.0, MASKED) for name, allowed in bias.items()}
 
 
-def allowed_near(path: str, query: Tile, key_token, sizes: NearSizes):
-    """Marks which keys of the band each query attends on a path: bool[rows, keys]."""
-    distance = query.token[:, None] - key_token[None, :]
-    position = query.position[:, None]
-    if path == "long":
-        return (distance >= 0) & (distance <= position % sizes.block_size) & (position >= 0)
-    power = (distance & (distance - 1)) == 0
-    within = (distance < sizes.window) | (power & (distance <= sizes.behind))
-    return (distance >= 0) & (distance <= position) & within
+def shifted(n, tile: Tile, heads: Heads, sizes: NearSizes):
+    """Finds the keys at the n-th distance beyond the band: their rows, and whether they count."""
+    distance = jax.lax.shift_left(jnp.int32(2 * sizes.tokens), jnp.int32(n))
+    return tile.row - distance * heads.kv_heads, tile.position >= distance

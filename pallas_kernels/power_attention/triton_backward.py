@@ -2,7 +2,7 @@
 
 Two kernels, neither of which adds to memory that another program writes: one walks the queries and
 finds their gradient, one walks the keys and finds theirs. A path's weight, gate included, is
-exp(logit - log_total), and the gradient of a logit is weight * (d_out . value - mean), with `mean`
+exp2(logit - log_total), and the gradient of a logit is weight * (d_out . value - mean), with `mean`
 the product of d_out and the path's own output. So both paths, gated or not, are one sum.
 """
 
@@ -12,16 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.masked_softmax import MASKED
-from pallas_kernels.power_attention.near import NearSizes, allowed_near, token_range
+from pallas_kernels.power_attention.near import NearSizes, band_bias, shifted
 from pallas_kernels.triton_tools import (
+    NOTHING,
     Tile,
     dot,
-    key_rows,
+    exp2,
     launch,
-    query_tile,
     read,
-    to_matrix,
+    read_tile,
     write,
 )
 
@@ -30,7 +29,8 @@ class PathTotals(NamedTuple):
     """What the backward pass needs of a path, f32[B * L * H] each.
 
     Attributes:
-      log_total: log-sum-exp of the logits less the logarithm of the gate; `NOTHING` for no key.
+      log_total: log-sum-exp of the logits less the gate's logarithm, as a power of two; `NOTHING`
+        where there is no key.
       mean: d_out times the path's output, summed over the head.
     """
 
@@ -61,128 +61,155 @@ class Inputs(NamedTuple):
     parts: Any
 
 
-def _weights(x: Inputs, tile: Tile, logits, d_weights, allowed):
-    """Weights and gradients of logits, [rows] or [rows, keys], summed over the paths."""
-    total_weight = total_gradient = jnp.zeros(logits.shape, jnp.float32)
-    for name, totals in x.totals.items():
-        log_total = read(totals.log_total, tile.row, tile.real)
-        mean = read(totals.mean, tile.row, tile.real)
-        if logits.ndim == 2:
-            log_total, mean = log_total[:, None], mean[:, None]
-        weight = jnp.exp(jnp.where(allowed[name], logits - log_total, MASKED))
-        total_weight += weight
-        total_gradient += weight * (d_weights - mean)
-    return total_weight, total_gradient
+class Head(NamedTuple):
+    """One query head of a tile of tokens: q and d_out [queries, D], and `PathTotals` by path."""
+
+    q: Any
+    d_out: Any
+    totals: dict[str, PathTotals]
+
+
+def _read_head(x: Inputs, row, real, paths) -> Head:
+    totals = {
+        name: PathTotals(
+            read(x.totals[name].log_total, row, real, other=NOTHING),
+            read(x.totals[name].mean, row, real),
+        )
+        for name in paths
+    }
+    q, d_out = (read(ref, row, real, columns=x.q.shape[1]) for ref in (x.q, x.d_out))
+    return Head(q, d_out, totals)
+
+
+def _band(head: Head, keys, values, bias, sizes: NearSizes, interpret: bool):
+    """Weights and gradients of the logits of a band, summed over the paths: [queries, keys]."""
+    logits = dot(head.q, keys, interpret, transpose_b=True) * sizes.log2_scale
+    d_weights = dot(head.d_out, values, interpret, transpose_b=True)
+    weights = d_logits = 0.0
+    for name, totals in head.totals.items():
+        weight = exp2(logits + (bias[name] - totals.log_total[:, None]), interpret)
+        weights += weight
+        d_logits += weight * (d_weights - totals.mean[:, None])
+    return weights, d_logits
+
+
+def _single(head: Head, key, value, sizes: NearSizes, interpret: bool):
+    """Weight and gradient of the logit of one key for each query, [queries, 1] each."""
+    q, d_out = head.q.astype(jnp.float32), head.d_out.astype(jnp.float32)
+    totals = head.totals["short"]
+    logit = (q * key).sum(1) * sizes.log2_scale
+    weight = exp2(logit - totals.log_total, interpret)
+    d_logit = weight * ((d_out * value).sum(1) - totals.mean)
+    return weight[:, None], d_logit[:, None]
 
 
 def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     """Finds the gradient of `sizes.tokens` tokens' query heads of one key/value head."""
     heads, columns = sizes.heads, x.q.shape[1]
     first, b, g = sizes.place(pl.program_id(0))
-    tile = query_tile(x.positions, first, sizes.tokens, b, g, heads)
-    q, d_out = (read(ref, tile.row, tile.real, columns=columns) for ref in (x.q, x.d_out))
+    tile = read_tile(x.positions, first, sizes.tokens, b, g, heads)
+    band = read_tile(x.positions, first - sizes.tokens, 2 * sizes.tokens, b, g, heads)
+    keys, values = (read(ref, band.row, band.inside, columns=columns) for ref in (x.k, x.v))
+    bias = band_bias(tile.position, tile.token[:, None] - band.token[None, :], sizes)
 
-    def band(n, d_q):
-        token = token_range(first - sizes.behind + n * sizes.keys, sizes.keys)
-        real = (token >= 0) & (token < heads.length)
-        rows = key_rows(token, b, g, heads)
-        keys, values = (read(ref, rows, real, columns=columns) for ref in (x.k, x.v))
-        logits = dot(q, keys, interpret, transpose_b=True) * sizes.scale
-        d_weights = dot(d_out, values, interpret, transpose_b=True)
-        allowed = {name: allowed_near(name, tile, token, sizes) for name in sizes.paths}
-        _, d_logits = _weights(x, tile, logits, d_weights, allowed)
-        return d_q + dot(d_logits.astype(keys.dtype), keys, interpret)
+    def find(step, _):
+        members = sizes.members(step)
+        rows = [tile.row * heads.group + member for member in members]
+        group = [_read_head(x, row, tile.inside, sizes.paths) for row in rows]
+        d_q = []
+        for head in group:
+            _, d_logits = _band(head, keys, values, bias, sizes, interpret)
+            d_q.append(dot(d_logits.astype(keys.dtype), keys, interpret))
 
-    d_q = jnp.zeros((tile.row.size, columns), jnp.float32)
-    d_q = jax.lax.fori_loop(0, (sizes.behind + sizes.tokens) // sizes.keys, band, d_q)
-    if "short" in x.totals:
-        short = x._replace(totals={"short": x.totals["short"]})
-        wide_q, wide_d_out = q.astype(jnp.float32), d_out.astype(jnp.float32)
-        for distance in sizes.distances:
-            allowed = tile.position >= distance
-            rows = key_rows(tile.token - distance, b, g, heads)
-            keys = read(x.k, rows, allowed, columns=columns).astype(jnp.float32)
-            values = read(x.v, rows, allowed, columns=columns).astype(jnp.float32)
-            logit = (wide_q * keys).sum(1) * sizes.scale
-            d_weight = (wide_d_out * values).sum(1)
-            _, d_logit = _weights(short, tile, logit, d_weight, {"short": allowed})
-            d_q += d_logit[:, None] * keys
-    d_q *= sizes.scale
-    for n in range(sizes.num_selected if x.parts else 0):
-        slots, d_parts = x.parts
-        pair = (tile.row // heads.group) * sizes.num_selected + n
-        chosen = tile.real & (read(slots, pair, tile.real, other=-1) >= 0)
-        row = pair * heads.group + tile.row % heads.group
-        d_q += read(d_parts, row, chosen, columns=columns).astype(jnp.float32)
-    write(out, tile.row, tile.inside, d_q)
+        def add_shifted(n, d_q):
+            key_rows, seen = shifted(n, tile, heads, sizes)
+            key, value = (
+                read(ref, key_rows, seen, columns=columns).astype(jnp.float32)
+                for ref in (x.k, x.v)
+            )
+            seen = jnp.where(seen, 1.0, 0.0)[:, None]
+            return [
+                d_query + seen * _single(head, key, value, sizes, interpret)[1] * key
+                for head, d_query in zip(group, d_q, strict=True)
+            ]
+
+        if "short" in sizes.paths:
+            d_q = jax.lax.fori_loop(0, sizes.shifts, add_shifted, d_q)
+        d_q = [d_query * sizes.scale for d_query in d_q]
+
+        def add_selected(n, d_q):
+            pair = tile.row * sizes.num_selected + n
+            chosen = read(x.parts[0], pair, tile.inside, other=-1) >= 0
+            part_rows = [pair * heads.group + member for member in members]
+            return [
+                d_query + read(x.parts[1], row, chosen, columns=columns).astype(jnp.float32)
+                for row, d_query in zip(part_rows, d_q, strict=True)
+            ]
+
+        if x.parts:
+            d_q = jax.lax.fori_loop(0, sizes.num_selected, add_selected, d_q)
+        for row, d_query in zip(rows, d_q, strict=True):
+            write(out, row, tile.inside, d_query)
+
+    jax.lax.fori_loop(0, sizes.steps, find, None)
 
 
 def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     """Finds the gradients of `sizes.tokens` tokens' key and value of one key/value head."""
     heads, columns = sizes.heads, x.q.shape[1]
     first, b, g = sizes.place(pl.program_id(0))
-    token = token_range(first, sizes.tokens)
-    inside = token < heads.length
-    rows = key_rows(token, b, g, heads)
-    keys, values = (read(ref, rows, inside, columns=columns) for ref in (x.k, x.v))
+    tile = read_tile(x.positions, first, sizes.tokens, b, g, heads)
+    band = read_tile(x.positions, first, 2 * sizes.tokens, b, g, heads)
+    keys, values = (read(ref, tile.row, tile.inside, columns=columns) for ref in (x.k, x.v))
+    bias = band_bias(band.position, band.token[:, None] - tile.token[None, :], sizes)
+    wide_keys, wide_values = keys.astype(jnp.float32), values.astype(jnp.float32)
 
-    def band(n, carry):
+    def add_band(member, carry):
         d_k, d_v = carry
-        begin = first + n * sizes.keys
-        tile = query_tile(x.positions, begin, sizes.keys, b, g, heads)
-        q, d_out = (read(ref, tile.row, tile.real, columns=columns) for ref in (x.q, x.d_out))
-        logits = dot(q, keys, interpret, transpose_b=True) * sizes.scale
-        d_weights = dot(d_out, values, interpret, transpose_b=True)
-        allowed = {name: allowed_near(name, tile, token, sizes) for name in sizes.paths}
-        weights, d_logits = _weights(x, tile, logits, d_weights, allowed)
-        d_k += dot(d_logits.astype(q.dtype), q, interpret, transpose_a=True)
-        d_v += dot(weights.astype(q.dtype), d_out, interpret, transpose_a=True)
+        row = band.row * heads.group + member
+        head = _read_head(x, row, band.inside, sizes.paths)
+        weights, d_logits = _band(head, keys, values, bias, sizes, interpret)
+        d_k += dot(d_logits.astype(head.q.dtype), head.q, interpret, transpose_a=True)
+        d_v += dot(weights.astype(head.q.dtype), head.d_out, interpret, transpose_a=True)
         return d_k, d_v
 
-    d_k = d_v = jnp.zeros((sizes.tokens, columns), jnp.float32)
-    d_k, d_v = jax.lax.fori_loop(
-        0, (sizes.tokens + sizes.behind) // sizes.keys, band, (d_k, d_v)
-    )
-    if "short" in x.totals and sizes.distances:
-        far_k, far_v = _shifted_keys(x, first, b, g, sizes)
-        d_k, d_v = d_k + far_k, d_v + far_v
+    def add_shifted(n, carry):
+        d_k, d_v = carry
+        distance = jax.lax.shift_left(jnp.int32(2 * sizes.tokens), jnp.int32(n))
+        ahead = read_tile(x.positions, first + distance, sizes.tokens, b, g, heads)
+        for member in range(heads.group):
+            row, seen = ahead.row * heads.group + member, ahead.position >= distance
+            head = _read_head(x, row, seen, ["short"])
+            weight, d_logit = _single(head, wide_keys, wide_values, sizes, interpret)
+            d_k += d_logit * head.q.astype(jnp.float32)
+            d_v += weight * head.d_out.astype(jnp.float32)
+        return d_k, d_v
+
+    zero = jnp.zeros((sizes.tokens, columns), jnp.float32)
+    carry = jax.lax.fori_loop(0, heads.group, add_band, (zero, zero))
+    if "short" in sizes.paths:
+        carry = jax.lax.fori_loop(0, sizes.shifts, add_shifted, carry)
+    d_k, d_v = carry
     d_k *= sizes.scale
     if x.parts:
-        position = read(x.positions, b * heads.length + token, inside, other=-1)
-        offset = position % sizes.block_size
-        last = token - offset + sizes.block_size - 1
-        at_last = read(x.positions, b * heads.length + last, last < heads.length, other=-1)
-        whole = (position >= 0) & (at_last == position - offset + sizes.block_size - 1)
-        slots = pl.cdiv(heads.length, sizes.block_size)
-        block = (b * heads.kv_heads + g) * slots + (token - offset) // sizes.block_size
-        row = block * sizes.block_size + offset
+        row, whole = _block_rows(x.positions, tile, b, g, sizes)
         d_k += read(x.parts[0], row, whole, columns=columns).astype(jnp.float32)
         d_v += read(x.parts[1], row, whole, columns=columns).astype(jnp.float32)
-    write(out[0], rows, inside, d_k)
-    write(out[1], rows, inside, d_v)
+    write(out[0], tile.row, tile.inside, d_k)
+    write(out[1], tile.row, tile.inside, d_v)
 
 
-def _shifted_keys(x: Inputs, first, b, g, sizes: NearSizes):
-    """Adds up what queries a power of two ahead give to a tile of keys and of values."""
-    heads, columns = sizes.heads, x.q.shape[1]
-    here = query_tile(x.positions, first, sizes.tokens, b, g, heads)
-    rows = key_rows(here.token, b, g, heads)
-    keys = read(x.k, rows, here.real, columns=columns).astype(jnp.float32)
-    values = read(x.v, rows, here.real, columns=columns).astype(jnp.float32)
-    short = x._replace(totals={"short": x.totals["short"]})
-    d_k = d_v = jnp.zeros(keys.shape, jnp.float32)
-    for distance in sizes.distances:
-        tile = query_tile(x.positions, first + distance, sizes.tokens, b, g, heads)
-        allowed = tile.position >= distance
-        q = read(x.q, tile.row, allowed, columns=columns).astype(jnp.float32)
-        d_out = read(x.d_out, tile.row, allowed, columns=columns).astype(jnp.float32)
-        logit = (q * keys).sum(1) * sizes.scale
-        d_weight = (d_out * values).sum(1)
-        weight, d_logit = _weights(short, tile, logit, d_weight, {"short": allowed})
-        d_k += d_logit[:, None] * q
-        d_v += weight[:, None] * d_out
-    by_member = (sizes.tokens, heads.padded_group, columns)
-    return d_k.reshape(by_member).sum(1), d_v.reshape(by_member).sum(1)
+def _block_rows(positions, tile: Tile, b, g, sizes: NearSizes):
+    """Finds tokens in arrays by slot, [B * G * slots * S], and whether their block is complete."""
+    length, size = sizes.heads.length, sizes.block_size
+    offset = jax.lax.rem(jnp.maximum(tile.position, 0), size)
+    to_last = size - 1 - offset
+    last = tile.token + to_last
+    at_last = read(positions, b * length + last, last < length, other=-1)
+    whole = (tile.position >= 0) & (at_last == tile.position + to_last)
+    slots = pl.cdiv(length, size)
+    slot = (b * sizes.heads.kv_heads + g) * slots + (tile.token - offset) // size
+    return slot * size + offset, whole
 
 
 def near_queries(x: Inputs, sizes: NearSizes, batch: int, interpret: bool):

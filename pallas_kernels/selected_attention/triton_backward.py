@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.power_attention.triton_backward import PathTotals
 from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pair_rows
 from pallas_kernels.selected_attention.inverted_lists import InvertedLists
-from pallas_kernels.triton_tools import dot, launch, read, write
+from pallas_kernels.triton_tools import LOG2_E, NOTHING, dot, exp2, launch, read, write
 
 
 class Inputs(NamedTuple):
@@ -55,13 +54,15 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
         d_k, d_v = carry
         part_row, query_row, real = pair_rows(x.lists, begin + n * sizes.pairs, end, sizes)
         q, d_out = (read(ref, query_row, real, columns=columns) for ref in (x.q, x.d_out))
-        log_total, mean = (read(ref, query_row, real) for ref in x.totals)
-        logits = dot(q, keys, interpret, transpose_b=True) * sizes.scale
-        allowed = real[:, None] & key_real[None, :]
-        weights = jnp.exp(jnp.where(allowed, logits - log_total[:, None], MASKED))
+        log_total = read(x.totals.log_total, query_row, real, other=NOTHING)
+        mean = read(x.totals.mean, query_row, real)
+        logits = dot(q, keys, interpret, transpose_b=True) * sizes.log2_scale
+        weights = exp2(logits - log_total[:, None], interpret)
+        if sizes.keys > sizes.block_size:
+            weights = jnp.where(key_real[None, :], weights, 0.0)
         d_logits = weights * (dot(d_out, values, interpret, transpose_b=True) - mean[:, None])
         if out.factor is not None:
-            write(out.factor, part_row, real, (d_logits * logits).sum(1))
+            write(out.factor, part_row, real, (d_logits * logits).sum(1) / LOG2_E)
         d_logits = d_logits.astype(q.dtype)
         write(out.q, part_row, real, dot(d_logits, keys, interpret) * sizes.scale)
         d_k += dot(d_logits, q, interpret, transpose_a=True)

@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pair_rows
 from pallas_kernels.selected_attention.inverted_lists import InvertedLists
-from pallas_kernels.triton_tools import dot, launch, read, write
+from pallas_kernels.triton_tools import LOG2_E, dot, exp2, launch, read, write
 
 class Inputs(NamedTuple):
     """Arrays of the kernel: q [B * L * H, D], k and v [B * L * G, D], and the lists."""
@@ -33,14 +33,15 @@ def blocks_forward_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool)
     def tile(n, _):
         part_row, query_row, real = pair_rows(x.lists, begin + n * sizes.pairs, end, sizes)
         q = read(x.q, query_row, real, columns=columns)
-        logits = dot(q, keys, interpret, transpose_b=True) * sizes.scale
-        logits = jnp.where(key_real[None, :], logits, MASKED)
+        logits = dot(q, keys, interpret, transpose_b=True) * sizes.log2_scale
+        if sizes.keys > sizes.block_size:
+            logits = jnp.where(key_real[None, :], logits, MASKED)
         highest = logits.max(1)
-        weight = jnp.exp(logits - highest[:, None])
+        weight = exp2(logits - highest[:, None], interpret)
         total = weight.sum(1)
-        part = dot(weight.astype(values.dtype), values, interpret) / total[:, None]
+        part = dot(weight.astype(values.dtype), values, interpret) * (1.0 / total)[:, None]
         write(out[0], part_row, real, part)
-        write(out[1], part_row, real, highest + jnp.log(total))
+        write(out[1], part_row, real, highest + jnp.log(total) * LOG2_E)
 
     jax.lax.fori_loop(0, pl.cdiv(end - begin, sizes.pairs), tile, None)
 
