@@ -110,18 +110,39 @@ def dot(a, b, interpret: bool, *, transpose_a: bool = False, transpose_b: bool =
     )
 
 
-def exp2(x, interpret: bool):
-    """Raises 2 to f32 powers by the GPU's instruction; results below 2**-126 become 0."""
+def _instruction(name: str, interpret: bool, equal: Callable, *args):
+    """Runs one PTX instruction on f32 of one shape, or what equals it."""
     if interpret:
-        return jnp.exp2(x)
-    [power] = plgpu.elementwise_inline_asm(
-        "ex2.approx.ftz.f32 $0, $1;",
-        args=[x],
-        constraints="=f,f",
+        return equal(*args)
+    shape = jnp.broadcast_shapes(*(x.shape for x in args))
+    [result] = plgpu.elementwise_inline_asm(
+        f"{name} {', '.join(f'${n}' for n in range(len(args) + 1))};",
+        args=[jnp.broadcast_to(x, shape) for x in args],
+        constraints=",".join(["=f"] + ["f"] * len(args)),
         pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, x.dtype)],
+        result_shape_dtypes=[jax.ShapeDtypeStruct(shape, jnp.float32)],
     )
-    return power
+    return result
+
+
+def exp2(x, interpret: bool):
+    """Raises 2 to a power; results below 2**-126 become 0."""
+    return _instruction("ex2.approx.ftz.f32", interpret, jnp.exp2, x)
+
+
+def log2(x, interpret: bool):
+    """Takes the logarithm of normal numbers, to 2**-22."""
+    return _instruction("lg2.approx.ftz.f32", interpret, jnp.log2, x)
+
+
+def reciprocal(x, interpret: bool):
+    """Divides 1 by normal numbers, to the last bit but one."""
+    return _instruction("rcp.approx.ftz.f32", interpret, lambda x: 1.0 / x, x)
+
+
+def fma(a, b, c, interpret: bool):
+    """Returns a * b + c, broadcast, in one instruction: XLA's Triton does not contract the two."""
+    return _instruction("fma.rn.f32", interpret, lambda a, b, c: a * b + c, a, b, c)
 
 
 def read(ref, rows, real, other=0.0, columns: int | None = None):

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
@@ -102,15 +103,22 @@ def scores(queries: Queries, slot, keys, interpret: bool):
     Queries keep all their bits: a choice between near equals must not depend on the dtype. Against
     bf16 keys that takes three bf16 products, each exact.
     """
-    first, number, excluded = queries.candidates
-    place = slot[None, :] - first[:, None]
-    candidate = (place >= 0) & (place < number[:, None])
-    if excluded is not None:
-        candidate &= slot[None, :] != excluded[:, None]
     found = dot(queries.pieces[0], keys, interpret, transpose_b=True)
     for piece in queries.pieces[1:]:
         found += dot(piece, keys, interpret, transpose_b=True)
-    return jnp.where(candidate, found, MASKED)
+    first, number, excluded = queries.candidates
+
+    def mask(found):
+        place = slot[None, :] - first[:, None]
+        candidate = (place >= 0) & (place < number[:, None])
+        if excluded is not None:
+            candidate &= slot[None, :] != excluded[:, None]
+        return jnp.where(candidate, found, MASKED)
+
+    if excluded is not None:
+        return mask(found)
+    all_candidates = (first.max() <= slot.min()) & (slot.max() < (first + number).min())
+    return jax.lax.cond(all_candidates, lambda found: found, mask, found)
 
 
 def slot_range(queries: Queries, sizes: SelectionSizes):

@@ -18,6 +18,7 @@ from pallas_kernels.triton_tools import (
     Tile,
     dot,
     exp2,
+    fma,
     launch,
     read,
     read_tile,
@@ -83,24 +84,30 @@ def _read_head(x: Inputs, row, real, paths) -> Head:
 
 def _band(head: Head, keys, values, bias, sizes: NearSizes, interpret: bool):
     """Weights and gradients of the logits of a band, summed over the paths: [queries, keys]."""
-    logits = dot(head.q, keys, interpret, transpose_b=True) * sizes.log2_scale
+    scale = jnp.float32(sizes.log2_scale)
+    scores = dot(head.q, keys, interpret, transpose_b=True)
     d_weights = dot(head.d_out, values, interpret, transpose_b=True)
-    weights = d_logits = 0.0
+    weights, d_logits = 0.0, jnp.float32(0)
     for name, totals in head.totals.items():
-        weight = exp2(logits + (bias[name] - totals.log_total[:, None]), interpret)
+        shift = bias[name] - totals.log_total[:, None]
+        weight = exp2(fma(scores, scale, shift, interpret), interpret)
         weights += weight
-        d_logits += weight * (d_weights - totals.mean[:, None])
+        d_logits = fma(weight, d_weights - totals.mean[:, None], d_logits, interpret)
     return weights, d_logits
 
 
 def _single(head: Head, key, value, sizes: NearSizes, interpret: bool):
-    """Weight and gradient of the logit of one key for each query, [queries, 1] each."""
-    q, d_out = head.q.astype(jnp.float32), head.d_out.astype(jnp.float32)
-    totals = head.totals["short"]
-    logit = (q * key).sum(1) * sizes.log2_scale
-    weight = exp2(logit - totals.log_total, interpret)
-    d_logit = weight * ((d_out * value).sum(1) - totals.mean)
+    """Weight and gradient of the logit of one key for each query, [queries, 1] each; q in f32."""
+    totals, scale = head.totals["short"], jnp.float32(sizes.log2_scale)
+    logit = fma((head.q * key).sum(1), scale, -totals.log_total, interpret)
+    weight = exp2(logit, interpret)
+    d_logit = weight * ((head.d_out * value).sum(1) - totals.mean)
     return weight[:, None], d_logit[:, None]
+
+
+def _widened(head: Head) -> Head:
+    """Converts q and d_out to f32."""
+    return head._replace(q=head.q.astype(jnp.float32), d_out=head.d_out.astype(jnp.float32))
 
 
 def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
@@ -116,6 +123,7 @@ def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
         members = sizes.members(step)
         rows = [tile.row * heads.group + member for member in members]
         group = [_read_head(x, row, tile.inside, sizes.paths) for row in rows]
+        wide = [_widened(head) for head in group]
         d_q = []
         for head in group:
             _, d_logits = _band(head, keys, values, bias, sizes, interpret)
@@ -127,10 +135,10 @@ def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
                 read(ref, key_rows, seen, columns=columns).astype(jnp.float32)
                 for ref in (x.k, x.v)
             )
-            seen = jnp.where(seen, 1.0, 0.0)[:, None]
+            # A key that is not attended was read as 0, so its weight does not matter.
             return [
-                d_query + seen * _single(head, key, value, sizes, interpret)[1] * key
-                for head, d_query in zip(group, d_q, strict=True)
+                fma(_single(head, key, value, sizes, interpret)[1], key, d_query, interpret)
+                for head, d_query in zip(wide, d_q, strict=True)
             ]
 
         if "short" in sizes.paths:
@@ -179,10 +187,10 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
         ahead = read_tile(x.positions, first + distance, sizes.tokens, b, g, heads)
         for member in range(heads.group):
             row, seen = ahead.row * heads.group + member, ahead.position >= distance
-            head = _read_head(x, row, seen, ["short"])
+            head = _widened(_read_head(x, row, seen, ["short"]))
             weight, d_logit = _single(head, wide_keys, wide_values, sizes, interpret)
-            d_k += d_logit * head.q.astype(jnp.float32)
-            d_v += weight * head.d_out.astype(jnp.float32)
+            d_k = fma(d_logit, head.q, d_k, interpret)
+            d_v = fma(weight, head.d_out, d_v, interpret)
         return d_k, d_v
 
     zero = jnp.zeros((sizes.tokens, columns), jnp.float32)

@@ -15,13 +15,15 @@ from jax.experimental import pallas as pl
 from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.power_attention.near import NearSizes, band_bias, shifted
 from pallas_kernels.triton_tools import (
-    LOG2_E,
     NOTHING,
     dot,
     exp2,
+    fma,
     launch,
+    log2,
     read,
     read_tile,
+    reciprocal,
     to_matrix,
     write,
 )
@@ -71,15 +73,16 @@ class Softmax(NamedTuple):
         """Adds one key for each query, or one part of its softmax: logit [queries]."""
         highest = jnp.maximum(self.highest, logit)
         weight, fade = exp2(logit - highest, interpret), exp2(self.highest - highest, interpret)
-        weighted = self.weighted * fade[:, None] + weight[:, None] * value.astype(jnp.float32)
+        faded = self.weighted * fade[:, None]
+        weighted = fma(weight[:, None], value.astype(jnp.float32), faded, interpret)
         return Softmax(highest, self.total * fade + weight, weighted)
 
-    def finish(self):
+    def finish(self, interpret: bool):
         """Returns the output and its log-sum-exp; 0 and `NOTHING` where there was no key."""
         some = self.total > 0
         total = jnp.where(some, self.total, 1.0)
-        log_total = jnp.where(some, self.highest + jnp.log(total) * LOG2_E, NOTHING)
-        return self.weighted * (1.0 / total)[:, None], log_total
+        log_total = jnp.where(some, self.highest + log2(total, interpret), NOTHING)
+        return self.weighted * reciprocal(total, interpret)[:, None], log_total
 
 
 def near_forward_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
@@ -95,29 +98,29 @@ def near_forward_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     band = read_tile(x.positions, first - sizes.tokens, 2 * sizes.tokens, b, g, heads)
     keys, values = (read(ref, band.row, band.inside, columns=columns) for ref in (x.k, x.v))
     bias = band_bias(tile.position, tile.token[:, None] - band.token[None, :], sizes)
+    scale = jnp.float32(sizes.log2_scale)
 
     def attend(step, _):
         members = sizes.members(step)
         rows = [tile.row * heads.group + member for member in members]
         q = [read(x.q, row, tile.inside, columns=columns) for row in rows]
+        wide = [query.astype(jnp.float32) for query in q]
         paths = {name: [] for name in sizes.paths}
         for query in q:
-            logits = dot(query, keys, interpret, transpose_b=True) * sizes.log2_scale
+            scores = dot(query, keys, interpret, transpose_b=True)
             for name in sizes.paths:
-                paths[name].append(Softmax.of_band(logits + bias[name], values, interpret))
+                logits = fma(scores, scale, bias[name], interpret)
+                paths[name].append(Softmax.of_band(logits, values, interpret))
 
         def add_shifted(n, short):
             key_rows, seen = shifted(n, tile, heads, sizes)
             key = read(x.k, key_rows, seen, columns=columns).astype(jnp.float32)
             value = read(x.v, key_rows, seen, columns=columns)
             nothing = jnp.where(seen, 0.0, MASKED)
+            logits = [fma((query * key).sum(1), scale, nothing, interpret) for query in wide]
             return [
-                softmax.add(
-                    (query.astype(jnp.float32) * key).sum(1) * sizes.log2_scale + nothing,
-                    value,
-                    interpret,
-                )
-                for query, softmax in zip(q, short, strict=True)
+                softmax.add(logit, value, interpret)
+                for logit, softmax in zip(logits, short, strict=True)
             ]
 
         def add_selected(n, long):
@@ -138,16 +141,16 @@ def near_forward_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
         if x.parts:
             paths["long"] = jax.lax.fori_loop(0, sizes.num_selected, add_selected, paths["long"])
         for n, row in enumerate(rows):
-            _write_head(x, out, row, tile.inside, {name: paths[name][n] for name in paths})
+            _write_head(x, out, row, tile.inside, {name: paths[name][n] for name in paths}, interpret)
 
     jax.lax.fori_loop(0, sizes.steps, attend, None)
 
 
-def _write_head(x: Inputs, out, row, inside, paths: dict[str, Softmax]):
+def _write_head(x: Inputs, out, row, inside, paths: dict[str, Softmax], interpret: bool):
     """Mixes the paths of one query head by the gate, and writes it."""
     mixed = 0.0
     for n, (name, softmax) in enumerate(paths.items()):
-        path, log_total = softmax.finish()
+        path, log_total = softmax.finish(interpret)
         if x.gate is None:
             mixed = path
         else:
@@ -155,7 +158,7 @@ def _write_head(x: Inputs, out, row, inside, paths: dict[str, Softmax]):
             mixed += gate[:, None] * path
             write(out[name], row, inside, path)
             some = (gate > 0) & (log_total < NOTHING)
-            log_gate = jnp.log(jnp.where(some, gate, 1.0)) * LOG2_E
+            log_gate = log2(jnp.where(some, gate, 1.0), interpret)
             log_total = jnp.where(some, log_total - log_gate, NOTHING)
         write(out[f"{name}_log_total"], row, inside, log_total)
     write(out["out"], row, inside, mixed)

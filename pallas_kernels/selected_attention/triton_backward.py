@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels.power_attention.triton_backward import PathTotals
 from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pair_rows
 from pallas_kernels.selected_attention.inverted_lists import InvertedLists
-from pallas_kernels.triton_tools import LOG2_E, NOTHING, dot, exp2, launch, read, write
+from pallas_kernels.triton_tools import NOTHING, dot, exp2, fma, launch, read, write
 
 
 class Inputs(NamedTuple):
@@ -46,7 +46,7 @@ class Gradients(NamedTuple):
 
 def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, interpret: bool):
     """Finds the gradients that one block, and every query that selected it, give each other."""
-    columns = x.q.shape[1]
+    columns, scale = x.q.shape[1], jnp.float32(sizes.log2_scale)
     key_row, key_real, begin, end = block_rows(x.lists, pl.program_id(0), sizes)
     keys, values = (read(ref, key_row, key_real, columns=columns) for ref in (x.k, x.v))
 
@@ -56,13 +56,13 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
         q, d_out = (read(ref, query_row, real, columns=columns) for ref in (x.q, x.d_out))
         log_total = read(x.totals.log_total, query_row, real, other=NOTHING)
         mean = read(x.totals.mean, query_row, real)
-        logits = dot(q, keys, interpret, transpose_b=True) * sizes.log2_scale
-        weights = exp2(logits - log_total[:, None], interpret)
+        scores = dot(q, keys, interpret, transpose_b=True)
+        weights = exp2(fma(scores, scale, -log_total[:, None], interpret), interpret)
         if sizes.keys > sizes.block_size:
             weights = jnp.where(key_real[None, :], weights, 0.0)
         d_logits = weights * (dot(d_out, values, interpret, transpose_b=True) - mean[:, None])
         if out.factor is not None:
-            write(out.factor, part_row, real, (d_logits * logits).sum(1) / LOG2_E)
+            write(out.factor, part_row, real, (d_logits * scores).sum(1) * sizes.scale)
         d_logits = d_logits.astype(q.dtype)
         write(out.q, part_row, real, dot(d_logits, keys, interpret) * sizes.scale)
         d_k += dot(d_logits, q, interpret, transpose_a=True)
