@@ -35,19 +35,31 @@ class Heads(NamedTuple):
     kv_heads: int
     group: int
 
+    @property
+    def padded_group(self) -> int:
+        """Rows that a program sets aside for a group."""
+        return pl.next_power_of_2(self.group)
+
+    @property
+    def single(self) -> "Heads":
+        """The heads of k and v."""
+        return self._replace(group=1)
+
 
 class Tile(NamedTuple):
-    """The tokens that a program works on, for one key/value head: [tokens] each.
+    """The query heads that a program works on, token by token: [rows] each.
 
     Attributes:
       token: int32, index in the batch row.
-      position: int32, position in the sequence, -1 for padding and outside the batch row.
-      row: int32, row of the token in k and v; its query heads are rows `row * R + member` of q.
-      inside: bool, whether the batch row has such a token.
+      position: int32, position in the sequence, -1 for padding and for rows without a query.
+      key_row: int32, row of the token in k and v, which is also its number among (token, g).
+      row: int32, row of the query head in q.
+      inside: bool, whether the arrays have such a row.
     """
 
     token: Any
     position: Any
+    key_row: Any
     row: Any
     inside: Any
 
@@ -176,7 +188,7 @@ def write(ref, rows, real, value) -> None:
 
 
 def read_tile(positions, first, tokens: int, b, g, heads: Heads) -> Tile:
-    """Finds `tokens` tokens from `first` on.
+    """Finds the query heads of `tokens` tokens from `first` on.
 
     Args:
       positions: ref of int32[B * L].
@@ -186,11 +198,13 @@ def read_tile(positions, first, tokens: int, b, g, heads: Heads) -> Tile:
       g: key/value head.
       heads: sizes.
     """
-    token = first + jnp.arange(tokens, dtype=jnp.int32)
-    inside = (token >= 0) & (token < heads.length)
+    row = jnp.arange(tokens * heads.padded_group, dtype=jnp.int32)
+    token, member = first + row // heads.padded_group, row % heads.padded_group
+    inside = (token >= 0) & (token < heads.length) & (member < heads.group)
     at = b * heads.length + token
+    key_row = at * heads.kv_heads + g
     position = read(positions, at, inside, other=-1)
-    return Tile(token, position, at * heads.kv_heads + g, inside)
+    return Tile(token, position, key_row, key_row * heads.group + member, inside)
 
 
 def to_matrix(x):

@@ -1,7 +1,6 @@
 """Which keys stand near a query: shared by the kernels, forward and backward."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.power_attention.config import NearTiles
-from pallas_kernels.triton_tools import LEAST_TILE, LOG2_E, Heads, Tile
+from pallas_kernels.triton_tools import LEAST_TILE, LOG2_E, Heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,19 +59,6 @@ class NearSizes:
         return self.scale * LOG2_E
 
     @property
-    def steps(self) -> int:
-        """Rounds in which a program works through its group."""
-        return self.heads.group // self._members
-
-    @property
-    def _members(self) -> int:
-        return math.gcd(self.tiles.members, self.heads.group)
-
-    def members(self, step):
-        """Lists the members of the group that a round is for."""
-        return [step * self._members + n for n in range(self._members)]
-
-    @property
     def launch(self) -> dict[str, int]:
         """Compiler parameters."""
         return {"num_warps": self.tiles.num_warps, "num_stages": self.tiles.num_stages}
@@ -93,12 +79,12 @@ def band_bias(position, distance, sizes: NearSizes):
     """Finds what to add to the logits of a band: 0, or `MASKED` where a path does not attend.
 
     Args:
-      position: int32[queries], -1 where there is no query.
-      distance: int32[queries, keys], of the query from the key.
+      position: int32[rows] of query heads, -1 where there is no query.
+      distance: int32[rows, keys], of the query from the key.
       sizes: static sizes.
 
     Returns:
-      f32[queries, keys] by path.
+      f32[rows, keys] by path.
     """
     before = distance >= 0
     bias = {}
@@ -112,7 +98,6 @@ def band_bias(position, distance, sizes: NearSizes):
     return {name: jnp.where(allowed, 0.0, MASKED) for name, allowed in bias.items()}
 
 
-def shifted(n, tile: Tile, heads: Heads, sizes: NearSizes):
-    """Finds the keys at the n-th distance beyond the band: their rows, and whether they count."""
-    distance = jax.lax.shift_left(jnp.int32(2 * sizes.tokens), jnp.int32(n))
-    return tile.row - distance * heads.kv_heads, tile.position >= distance
+def shift(n, sizes: NearSizes):
+    """Returns the n-th distance beyond the band."""
+    return jax.lax.shift_left(jnp.int32(2 * sizes.tokens), jnp.int32(n))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.power_attention.near import NearSizes, band_bias, shifted
+from pallas_kernels.power_attention.near import NearSizes, band_bias, shift
 from pallas_kernels.triton_tools import (
     NOTHING,
     Tile,
@@ -62,15 +62,15 @@ class Inputs(NamedTuple):
     parts: Any
 
 
-class Head(NamedTuple):
-    """One query head of a tile of tokens: q and d_out [queries, D], and `PathTotals` by path."""
+class Queries(NamedTuple):
+    """A tile of query heads: q and d_out [rows, D], and `PathTotals` [rows] by path."""
 
     q: Any
     d_out: Any
     totals: dict[str, PathTotals]
 
 
-def _read_head(x: Inputs, row, real, paths) -> Head:
+def _read_queries(x: Inputs, row, real, paths) -> Queries:
     totals = {
         name: PathTotals(
             read(x.totals[name].log_total, row, real, other=NOTHING),
@@ -79,16 +79,16 @@ def _read_head(x: Inputs, row, real, paths) -> Head:
         for name in paths
     }
     q, d_out = (read(ref, row, real, columns=x.q.shape[1]) for ref in (x.q, x.d_out))
-    return Head(q, d_out, totals)
+    return Queries(q, d_out, totals)
 
 
-def _band(head: Head, keys, values, bias, sizes: NearSizes, interpret: bool):
-    """Weights and gradients of the logits of a band, summed over the paths: [queries, keys]."""
+def _band(queries: Queries, keys, values, bias, sizes: NearSizes, interpret: bool):
+    """Weights and gradients of the logits of a band, summed over the paths: [rows, keys]."""
     scale = jnp.float32(sizes.log2_scale)
-    scores = dot(head.q, keys, interpret, transpose_b=True)
-    d_weights = dot(head.d_out, values, interpret, transpose_b=True)
+    scores = dot(queries.q, keys, interpret, transpose_b=True)
+    d_weights = dot(queries.d_out, values, interpret, transpose_b=True)
     weights, d_logits = 0.0, jnp.float32(0)
-    for name, totals in head.totals.items():
+    for name, totals in queries.totals.items():
         shift = bias[name] - totals.log_total[:, None]
         weight = exp2(fma(scores, scale, shift, interpret), interpret)
         weights += weight
@@ -96,18 +96,14 @@ def _band(head: Head, keys, values, bias, sizes: NearSizes, interpret: bool):
     return weights, d_logits
 
 
-def _single(head: Head, key, value, sizes: NearSizes, interpret: bool):
-    """Weight and gradient of the logit of one key for each query, [queries, 1] each; q in f32."""
-    totals, scale = head.totals["short"], jnp.float32(sizes.log2_scale)
-    logit = fma((head.q * key).sum(1), scale, -totals.log_total, interpret)
+def _single(queries: Queries, key, value, sizes: NearSizes, interpret: bool):
+    """Weight and gradient of the logit of one key for each query, [rows, 1] each."""
+    totals, scale = queries.totals["short"], jnp.float32(sizes.log2_scale)
+    q, d_out = queries.q.astype(jnp.float32), queries.d_out.astype(jnp.float32)
+    logit = fma((q * key).sum(1), scale, -totals.log_total, interpret)
     weight = exp2(logit, interpret)
-    d_logit = weight * ((head.d_out * value).sum(1) - totals.mean)
+    d_logit = weight * ((d_out * value).sum(1) - totals.mean)
     return weight[:, None], d_logit[:, None]
-
-
-def _widened(head: Head) -> Head:
-    """Converts q and d_out to f32."""
-    return head._replace(q=head.q.astype(jnp.float32), d_out=head.d_out.astype(jnp.float32))
 
 
 def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
@@ -115,89 +111,54 @@ def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     heads, columns = sizes.heads, x.q.shape[1]
     first, b, g = sizes.place(pl.program_id(0))
     tile = read_tile(x.positions, first, sizes.tokens, b, g, heads)
-    band = read_tile(x.positions, first - sizes.tokens, 2 * sizes.tokens, b, g, heads)
+    band = read_tile(x.positions, first - sizes.tokens, 2 * sizes.tokens, b, g, heads.single)
     keys, values = (read(ref, band.row, band.inside, columns=columns) for ref in (x.k, x.v))
     bias = band_bias(tile.position, tile.token[:, None] - band.token[None, :], sizes)
+    queries = _read_queries(x, tile.row, tile.inside, sizes.paths)
 
-    def find(step, _):
-        members = sizes.members(step)
-        rows = [tile.row * heads.group + member for member in members]
-        group = [_read_head(x, row, tile.inside, sizes.paths) for row in rows]
-        wide = [_widened(head) for head in group]
-        d_q = []
-        for head in group:
-            _, d_logits = _band(head, keys, values, bias, sizes, interpret)
-            d_q.append(dot(d_logits.astype(keys.dtype), keys, interpret))
+    def add_shifted(n, d_q):
+        distance = shift(n, sizes)
+        rows, seen = tile.key_row - distance * heads.kv_heads, tile.position >= distance
+        key, value = (
+            read(ref, rows, seen, columns=columns).astype(jnp.float32) for ref in (x.k, x.v)
+        )
+        # A key that is not attended was read as 0, so its weight does not matter.
+        _, d_logit = _single(queries, key, value, sizes, interpret)
+        return fma(d_logit, key, d_q, interpret)
 
-        def add_shifted(n, d_q):
-            key_rows, seen = shifted(n, tile, heads, sizes)
-            key, value = (
-                read(ref, key_rows, seen, columns=columns).astype(jnp.float32)
-                for ref in (x.k, x.v)
-            )
-            # A key that is not attended was read as 0, so its weight does not matter.
-            return [
-                fma(_single(head, key, value, sizes, interpret)[1], key, d_query, interpret)
-                for head, d_query in zip(wide, d_q, strict=True)
-            ]
+    def add_selected(n, d_q):
+        slots, d_parts = x.parts
+        pair = tile.key_row * sizes.num_selected + n
+        chosen = read(slots, pair, tile.inside, other=-1) >= 0
+        row = pair * heads.group + (tile.row - tile.key_row * heads.group)
+        return d_q + read(d_parts, row, chosen, columns=columns).astype(jnp.float32)
 
-        if "short" in sizes.paths:
-            d_q = jax.lax.fori_loop(0, sizes.shifts, add_shifted, d_q)
-        d_q = [d_query * sizes.scale for d_query in d_q]
-
-        def add_selected(n, d_q):
-            pair = tile.row * sizes.num_selected + n
-            chosen = read(x.parts[0], pair, tile.inside, other=-1) >= 0
-            part_rows = [pair * heads.group + member for member in members]
-            return [
-                d_query + read(x.parts[1], row, chosen, columns=columns).astype(jnp.float32)
-                for row, d_query in zip(part_rows, d_q, strict=True)
-            ]
-
-        if x.parts:
-            d_q = jax.lax.fori_loop(0, sizes.num_selected, add_selected, d_q)
-        for row, d_query in zip(rows, d_q, strict=True):
-            write(out, row, tile.inside, d_query)
-
-    jax.lax.fori_loop(0, sizes.steps, find, None)
+    _, d_logits = _band(queries, keys, values, bias, sizes, interpret)
+    d_q = dot(d_logits.astype(keys.dtype), keys, interpret)
+    if "short" in sizes.paths:
+        d_q = jax.lax.fori_loop(0, sizes.shifts, add_shifted, d_q)
+    d_q *= sizes.scale
+    if x.parts:
+        d_q = jax.lax.fori_loop(0, sizes.num_selected, add_selected, d_q)
+    write(out, tile.row, tile.inside, d_q)
 
 
 def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     """Finds the gradients of `sizes.tokens` tokens' key and value of one key/value head."""
     heads, columns = sizes.heads, x.q.shape[1]
     first, b, g = sizes.place(pl.program_id(0))
-    tile = read_tile(x.positions, first, sizes.tokens, b, g, heads)
+    tile = read_tile(x.positions, first, sizes.tokens, b, g, heads.single)
     band = read_tile(x.positions, first, 2 * sizes.tokens, b, g, heads)
     keys, values = (read(ref, tile.row, tile.inside, columns=columns) for ref in (x.k, x.v))
     bias = band_bias(band.position, band.token[:, None] - tile.token[None, :], sizes)
-    wide_keys, wide_values = keys.astype(jnp.float32), values.astype(jnp.float32)
-
-    def add_band(member, carry):
-        d_k, d_v = carry
-        row = band.row * heads.group + member
-        head = _read_head(x, row, band.inside, sizes.paths)
-        weights, d_logits = _band(head, keys, values, bias, sizes, interpret)
-        d_k += dot(d_logits.astype(head.q.dtype), head.q, interpret, transpose_a=True)
-        d_v += dot(weights.astype(head.q.dtype), head.d_out, interpret, transpose_a=True)
-        return d_k, d_v
-
-    def add_shifted(n, carry):
-        d_k, d_v = carry
-        distance = jax.lax.shift_left(jnp.int32(2 * sizes.tokens), jnp.int32(n))
-        ahead = read_tile(x.positions, first + distance, sizes.tokens, b, g, heads)
-        for member in range(heads.group):
-            row, seen = ahead.row * heads.group + member, ahead.position >= distance
-            head = _widened(_read_head(x, row, seen, ["short"]))
-            weight, d_logit = _single(head, wide_keys, wide_values, sizes, interpret)
-            d_k = fma(d_logit, head.q, d_k, interpret)
-            d_v = fma(weight, head.d_out, d_v, interpret)
-        return d_k, d_v
-
-    zero = jnp.zeros((sizes.tokens, columns), jnp.float32)
-    carry = jax.lax.fori_loop(0, heads.group, add_band, (zero, zero))
-    if "short" in sizes.paths:
-        carry = jax.lax.fori_loop(0, sizes.shifts, add_shifted, carry)
-    d_k, d_v = carry
+    queries = _read_queries(x, band.row, band.inside, sizes.paths)
+    weights, d_logits = _band(queries, keys, values, bias, sizes, interpret)
+    dtype = queries.q.dtype
+    d_k = dot(d_logits.astype(dtype), queries.q, interpret, transpose_a=True)
+    d_v = dot(weights.astype(dtype), queries.d_out, interpret, transpose_a=True)
+    if "short" in sizes.paths and sizes.shifts:
+        far_k, far_v = _shifted_keys(x, first, b, g, sizes, interpret)
+        d_k, d_v = d_k + far_k, d_v + far_v
     d_k *= sizes.scale
     if x.parts:
         row, whole = _block_rows(x.positions, tile, b, g, sizes)
@@ -205,6 +166,31 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
         d_v += read(x.parts[1], row, whole, columns=columns).astype(jnp.float32)
     write(out[0], tile.row, tile.inside, d_k)
     write(out[1], tile.row, tile.inside, d_v)
+
+
+def _shifted_keys(x: Inputs, first, b, g, sizes: NearSizes, interpret: bool):
+    """Adds up what the queries a power of two ahead give to a tile of keys and values."""
+    heads, columns = sizes.heads, x.q.shape[1]
+    here = read_tile(x.positions, first, sizes.tokens, b, g, heads)
+    key, value = (
+        read(ref, here.key_row, here.inside, columns=columns).astype(jnp.float32)
+        for ref in (x.k, x.v)
+    )
+
+    def add(n, carry):
+        d_k, d_v = carry
+        distance = shift(n, sizes)
+        ahead = read_tile(x.positions, first + distance, sizes.tokens, b, g, heads)
+        queries = _read_queries(x, ahead.row, ahead.position >= distance, ["short"])
+        weight, d_logit = _single(queries, key, value, sizes, interpret)
+        d_k = fma(d_logit, queries.q.astype(jnp.float32), d_k, interpret)
+        d_v = fma(weight, queries.d_out.astype(jnp.float32), d_v, interpret)
+        return d_k, d_v
+
+    zero = jnp.zeros(key.shape, jnp.float32)
+    carry = jax.lax.fori_loop(0, sizes.shifts, add, (zero, zero))
+    by_member = (sizes.tokens, heads.padded_group, columns)
+    return [total.reshape(by_member).sum(1) for total in carry]
 
 
 def _block_rows(positions, tile: Tile, b, g, sizes: NearSizes):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.masked_softmax import MASKED
-from pallas_kernels.power_attention.near import NearSizes, band_bias, shifted
+from pallas_kernels.power_attention.near import NearSizes, band_bias, shift
 from pallas_kernels.triton_tools import (
     NOTHING,
     dot,
@@ -63,14 +63,14 @@ class Softmax(NamedTuple):
 
     @classmethod
     def of_band(cls, logits, values, interpret: bool):
-        """Starts with a tile of keys: logits [queries, keys], values [keys, D]."""
+        """Starts with a tile of keys: logits [rows, keys], values [keys, D]."""
         highest = jnp.maximum(logits.max(1), MASKED / 2)  # so that masked logits vanish
         weights = exp2(logits - highest[:, None], interpret)
         weighted = dot(weights.astype(values.dtype), values, interpret)
         return cls(highest, weights.sum(1), weighted)
 
     def add(self, logit, value, interpret: bool):
-        """Adds one key for each query, or one part of its softmax: logit [queries]."""
+        """Adds one key for each query, or one part of its softmax: logit [rows]."""
         highest = jnp.maximum(self.highest, logit)
         weight, fade = exp2(logit - highest, interpret), exp2(self.highest - highest, interpret)
         faded = self.weighted * fade[:, None]
@@ -95,73 +95,49 @@ def near_forward_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     heads, columns = sizes.heads, x.q.shape[1]
     first, b, g = sizes.place(pl.program_id(0))
     tile = read_tile(x.positions, first, sizes.tokens, b, g, heads)
-    band = read_tile(x.positions, first - sizes.tokens, 2 * sizes.tokens, b, g, heads)
+    band = read_tile(x.positions, first - sizes.tokens, 2 * sizes.tokens, b, g, heads.single)
+    q = read(x.q, tile.row, tile.inside, columns=columns)
     keys, values = (read(ref, band.row, band.inside, columns=columns) for ref in (x.k, x.v))
     bias = band_bias(tile.position, tile.token[:, None] - band.token[None, :], sizes)
     scale = jnp.float32(sizes.log2_scale)
 
-    def attend(step, _):
-        members = sizes.members(step)
-        rows = [tile.row * heads.group + member for member in members]
-        q = [read(x.q, row, tile.inside, columns=columns) for row in rows]
-        wide = [query.astype(jnp.float32) for query in q]
-        paths = {name: [] for name in sizes.paths}
-        for query in q:
-            scores = dot(query, keys, interpret, transpose_b=True)
-            for name in sizes.paths:
-                logits = fma(scores, scale, bias[name], interpret)
-                paths[name].append(Softmax.of_band(logits, values, interpret))
+    def add_shifted(n, short):
+        distance = shift(n, sizes)
+        rows, seen = tile.key_row - distance * heads.kv_heads, tile.position >= distance
+        key = read(x.k, rows, seen, columns=columns).astype(jnp.float32)
+        value = read(x.v, rows, seen, columns=columns)
+        score = (q.astype(jnp.float32) * key).sum(1)
+        logit = fma(score, scale, jnp.where(seen, 0.0, MASKED), interpret)
+        return short.add(logit, value, interpret)
 
-        def add_shifted(n, short):
-            key_rows, seen = shifted(n, tile, heads, sizes)
-            key = read(x.k, key_rows, seen, columns=columns).astype(jnp.float32)
-            value = read(x.v, key_rows, seen, columns=columns)
-            nothing = jnp.where(seen, 0.0, MASKED)
-            logits = [fma((query * key).sum(1), scale, nothing, interpret) for query in wide]
-            return [
-                softmax.add(logit, value, interpret)
-                for logit, softmax in zip(logits, short, strict=True)
-            ]
+    def add_selected(n, long):
+        pair = tile.key_row * sizes.num_selected + n
+        chosen = read(x.parts.slots, pair, tile.inside, other=-1) >= 0
+        row = pair * heads.group + (tile.row - tile.key_row * heads.group)
+        logit = read(x.parts.log_total, row, chosen, other=MASKED)
+        return long.add(logit, read(x.parts.out, row, chosen, columns=columns), interpret)
 
-        def add_selected(n, long):
-            pair = tile.row * sizes.num_selected + n
-            chosen = read(x.parts.slots, pair, tile.inside, other=-1) >= 0
-            part_rows = [pair * heads.group + member for member in members]
-            return [
-                softmax.add(
-                    read(x.parts.log_total, part_row, chosen, other=MASKED),
-                    read(x.parts.out, part_row, chosen, columns=columns),
-                    interpret,
-                )
-                for part_row, softmax in zip(part_rows, long, strict=True)
-            ]
-
-        if "short" in paths:
-            paths["short"] = jax.lax.fori_loop(0, sizes.shifts, add_shifted, paths["short"])
-        if x.parts:
-            paths["long"] = jax.lax.fori_loop(0, sizes.num_selected, add_selected, paths["long"])
-        for n, row in enumerate(rows):
-            _write_head(x, out, row, tile.inside, {name: paths[name][n] for name in paths}, interpret)
-
-    jax.lax.fori_loop(0, sizes.steps, attend, None)
-
-
-def _write_head(x: Inputs, out, row, inside, paths: dict[str, Softmax], interpret: bool):
-    """Mixes the paths of one query head by the gate, and writes it."""
+    scores = dot(q, keys, interpret, transpose_b=True)
     mixed = 0.0
-    for n, (name, softmax) in enumerate(paths.items()):
+    for n, name in enumerate(sizes.paths):
+        logits = fma(scores, scale, bias[name], interpret)
+        softmax = Softmax.of_band(logits, values, interpret)
+        if name == "short":
+            softmax = jax.lax.fori_loop(0, sizes.shifts, add_shifted, softmax)
+        elif x.parts:
+            softmax = jax.lax.fori_loop(0, sizes.num_selected, add_selected, softmax)
         path, log_total = softmax.finish(interpret)
         if x.gate is None:
             mixed = path
         else:
-            gate = read(x.gate, row * 2 + n, inside).astype(jnp.float32)
-            mixed += gate[:, None] * path
-            write(out[name], row, inside, path)
+            gate = read(x.gate, tile.row * 2 + n, tile.inside).astype(jnp.float32)
+            mixed = fma(gate[:, None], path, jnp.float32(mixed), interpret)
+            write(out[name], tile.row, tile.inside, path)
             some = (gate > 0) & (log_total < NOTHING)
             log_gate = log2(jnp.where(some, gate, 1.0), interpret)
             log_total = jnp.where(some, log_total - log_gate, NOTHING)
-        write(out[f"{name}_log_total"], row, inside, log_total)
-    write(out["out"], row, inside, mixed)
+        write(out[f"{name}_log_total"], tile.row, tile.inside, log_total)
+    write(out["out"], tile.row, tile.inside, mixed)
 
 
 def near_forward(q, k, v, positions, gate, parts: Parts | None, sizes: NearSizes, interpret: bool):

@@ -38,14 +38,9 @@ class BlockSizes:
         return max(LEAST_TILE, pl.next_power_of_2(self.block_size))
 
     @property
-    def padded_group(self) -> int:
-        """Rows that a program sets aside for a pair's query heads."""
-        return pl.next_power_of_2(self.heads.group)
-
-    @property
     def pairs(self) -> int:
         """Pairs that a program works on at a time."""
-        return max(1, max(LEAST_TILE, self.tiles.rows) // self.padded_group)
+        return max(1, max(LEAST_TILE, self.tiles.rows) // self.heads.padded_group)
 
     @property
     def slots(self) -> int:
@@ -98,8 +93,8 @@ def pair_rows(lists, first, end, sizes: BlockSizes):
       Rows of parts (pair * R + member), rows of q, and which of them there are: [rows] each.
     """
     heads = sizes.heads
-    row = jnp.arange(sizes.pairs * sizes.padded_group, dtype=jnp.int32)
-    at, member = first + row // sizes.padded_group, row % sizes.padded_group
+    row = jnp.arange(sizes.pairs * sizes.heads.padded_group, dtype=jnp.int32)
+    at, member = first + row // sizes.heads.padded_group, row % sizes.heads.padded_group
     real = (at < end) & (member < heads.group)
     pair = read(lists.pairs, at, real, other=0)
     return (
