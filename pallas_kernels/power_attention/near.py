@@ -86,15 +86,14 @@ def band_bias(position, distance, sizes: NearSizes):
     Returns:
       f32[rows, keys] by path.
     """
-    before = distance >= 0
+    ahead = distance.astype(jnp.uint32)  # a key ahead of its query becomes a great distance
     bias = {}
     if sizes.block_size:
         in_block = jnp.where(position >= 0, jax.lax.rem(position, sizes.block_size), -1)
-        bias["long"] = before & (distance <= in_block[:, None])
+        bias["long"] = ahead < (in_block + 1).astype(jnp.uint32)[:, None]
     if sizes.window:
-        power = (distance & (distance - 1)) == 0
-        within = (distance < sizes.window) | (power & (distance <= sizes.tokens))
-        bias["short"] = before & within & (distance <= position[:, None])
+        near = (distance < sizes.window) | ((distance & (distance - 1)) == 0)
+        bias["short"] = near & (ahead < (position + 1).astype(jnp.uint32)[:, None])
     return {name: jnp.where(allowed, 0.0, MASKED) for name, allowed in bias.items()}
 
 

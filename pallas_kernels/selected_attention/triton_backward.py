@@ -51,8 +51,8 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
     keys, values = (read(ref, key_row, key_real, columns=columns) for ref in (x.k, x.v))
 
     def tile(n, carry):
-        d_k, d_v = carry
-        part_row, query_row, real = pair_rows(x.lists, begin + n * sizes.pairs, end, sizes)
+        (part_row, query_row, real), d_k, d_v = carry
+        following = pair_rows(x.lists, begin + (n + 1) * sizes.pairs, end, sizes)
         q, d_out = (read(ref, query_row, real, columns=columns) for ref in (x.q, x.d_out))
         log_total = read(x.totals.log_total, query_row, real, other=NOTHING)
         mean = read(x.totals.mean, query_row, real)
@@ -67,11 +67,12 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
         write(out.q, part_row, real, dot(d_logits, keys, interpret) * sizes.scale)
         d_k += dot(d_logits, q, interpret, transpose_a=True)
         d_v += dot(weights.astype(q.dtype), d_out, interpret, transpose_a=True)
-        return d_k, d_v
+        return following, d_k, d_v
 
     d_k = d_v = jnp.zeros((sizes.keys, columns), jnp.float32)
     tiles = pl.cdiv(end - begin, sizes.pairs)
-    d_k, d_v = jax.lax.fori_loop(0, tiles, tile, (d_k, d_v))
+    rows = pair_rows(x.lists, begin, end, sizes)
+    _, d_k, d_v = jax.lax.fori_loop(0, tiles, tile, (rows, d_k, d_v))
     n = jnp.arange(sizes.keys, dtype=jnp.int32)
     row, real = pl.program_id(0) * sizes.block_size + n, n < sizes.block_size
     write(out.k, row, real, d_k * sizes.scale)

@@ -30,8 +30,9 @@ def blocks_forward_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool)
     key_row, key_real, begin, end = block_rows(x.lists, pl.program_id(0), sizes)
     keys, values = (read(ref, key_row, key_real, columns=columns) for ref in (x.k, x.v))
 
-    def tile(n, _):
-        part_row, query_row, real = pair_rows(x.lists, begin + n * sizes.pairs, end, sizes)
+    def tile(n, rows):
+        part_row, query_row, real = rows
+        following = pair_rows(x.lists, begin + (n + 1) * sizes.pairs, end, sizes)
         q = read(x.q, query_row, real, columns=columns)
         scores = dot(q, keys, interpret, transpose_b=True)
         if sizes.keys > sizes.block_size:
@@ -42,8 +43,11 @@ def blocks_forward_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool)
         part = dot(weight.astype(values.dtype), values, interpret) * reciprocal(total, interpret)[:, None]
         write(out[0], part_row, real, part)
         write(out[1], part_row, real, highest + log2(total, interpret))
+        return following
 
-    jax.lax.fori_loop(0, pl.cdiv(end - begin, sizes.pairs), tile, None)
+    rows = pair_rows(x.lists, begin, end, sizes)
+    jax.lax.fori_loop(0, pl.cdiv(end - begin, sizes.pairs), tile, rows)
+
 
 def blocks_forward(q, k, v, lists: InvertedLists, sizes: BlockSizes, batch: int, interpret: bool):
     """Launches `blocks_forward_kernel`.
