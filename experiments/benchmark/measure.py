@@ -14,8 +14,6 @@ from typing import Any
 
 import jax
 
-from blossom_jax.errors import UserError
-
 _TIMED_SECONDS = 0.05  # of one timing on an accelerator, long beside a launch
 _MOST_REPEATS = 50  # calls that are enqueued at once
 
@@ -198,10 +196,11 @@ def print_failures(kind: str, records: Iterable[dict]) -> None:
 
 def times_of_others(
     name: str, values: Mapping[str, float | None], contenders: Iterable[str]
-) -> dict[str, float | None]:
-    """Returns the others' values as multiples of one contender's; None where one is missing."""
+) -> dict[str, float]:
+    """Returns the others' values as multiples of one contender's, where both are known."""
     mine = values.get(name)
-    return {other: ratio(values.get(other), mine) for other in contenders if other != name}
+    others = {other: values.get(other) for other in contenders if other != name}
+    return {other: value / mine for other, value in others.items() if value is not None and mine}
 
 
 def ratio(value: float | None, base: float | None) -> float | None:
@@ -218,5 +217,5 @@ def writable(text: str) -> pathlib.Path:
     """Reads a path whose folder is there to write in, as argparse's `type`."""
     path = pathlib.Path(text)
     if not path.parent.is_dir():
-        raise UserError(f"{text}: there is no folder {path.parent}")
+        raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")
     return path
