@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.block_selection.config import SelectionTiles
@@ -12,7 +11,7 @@ from pallas_kernels.block_selection.scores import Inputs, SelectionSizes
 from pallas_kernels.block_selection.triton_backward import Chosen, selection_keys, selection_queries
 from pallas_kernels.block_selection.triton_forward import selection_forward
 from pallas_kernels.masked_softmax import at_least_f32
-from pallas_kernels.triton_tools import pad_head, to_matrix
+from pallas_kernels.triton_tools import pad_head, padded_head, to_matrix
 
 
 def block_selection(
@@ -32,7 +31,8 @@ def block_selection(
     slots, g = summary_keys.shape[1:3]
     mean_query = at_least_f32(q).reshape(b, length, g, h // g, d).mean(3) * d**-0.5
     row = candidates(positions, block_size=block_size, causal=causal, mask_own_block=mask_own_block)
-    sizes = SelectionSizes(length, slots, g, num_selected, SelectionTiles())
+    tiles = SelectionTiles.heuristics(padded_head(d), summary_keys.dtype)
+    sizes = SelectionSizes(length, slots, g, num_selected, tiles)
     first_query = block_size if causal else 0
     if causal or not mask_own_block:
         row = row._replace(excluded=None)
@@ -72,9 +72,7 @@ def _backward(sizes, first_query, interpret, saved, d_out):
     mean = (d_out[1] * probability).sum(-1)
     chosen = Chosen(slots.reshape(-1), d_out[1].reshape(-1), mean.reshape(-1), log_total)
     d_query = selection_queries(x, chosen, sizes, batch, interpret)
-    d_keys = selection_keys(
-        x, chosen, sizes, batch, first_query=first_query, interpret=interpret
-    )
+    d_keys = selection_keys(x, chosen, sizes, batch, first_query=first_query, interpret=interpret)
 
     def like(x, wanted):
         x = x.reshape(*wanted.shape[:-1], -1)[..., : wanted.shape[-1]]

@@ -44,7 +44,10 @@ def _sort_in(found, first_slot, best):
         values, slots, slot = list(values), list(slots), first_slot + at
         for n in range(len(values)):
             above = value > values[n]  # ties stay with the slot that came first
-            values[n], value = jnp.where(above, value, values[n]), jnp.where(above, values[n], value)
+            values[n], value = (
+                jnp.where(above, value, values[n]),
+                jnp.where(above, values[n], value),
+            )
             slots[n], slot = jnp.where(above, slot, slots[n]), jnp.where(above, slots[n], slot)
         return found, tuple(values), tuple(slots)
 

@@ -111,7 +111,7 @@ def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     heads, columns = sizes.heads, x.q.shape[1]
     first, b, g = sizes.place(pl.program_id(0))
     tile = read_tile(x.positions, first, sizes.tokens, b, g, heads)
-    band = read_tile(x.positions, first - sizes.tokens, 2 * sizes.tokens, b, g, heads.single)
+    band = read_tile(x.positions, first - sizes.behind, sizes.band, b, g, heads.single)
     keys, values = (read(ref, band.row, band.inside, columns=columns) for ref in (x.k, x.v))
     bias = band_bias(tile.position, tile.token[:, None] - band.token[None, :], sizes)
     queries = _read_queries(x, tile.row, tile.inside, sizes.paths)
@@ -148,7 +148,7 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     heads, columns = sizes.heads, x.q.shape[1]
     first, b, g = sizes.place(pl.program_id(0))
     tile = read_tile(x.positions, first, sizes.tokens, b, g, heads.single)
-    band = read_tile(x.positions, first, 2 * sizes.tokens, b, g, heads)
+    band = read_tile(x.positions, first, sizes.band, b, g, heads)
     keys, values = (read(ref, tile.row, tile.inside, columns=columns) for ref in (x.k, x.v))
     bias = band_bias(band.position, band.token[:, None] - tile.token[None, :], sizes)
     queries = _read_queries(x, band.row, band.inside, sizes.paths)

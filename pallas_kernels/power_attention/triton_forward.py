@@ -95,7 +95,7 @@ def near_forward_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     heads, columns = sizes.heads, x.q.shape[1]
     first, b, g = sizes.place(pl.program_id(0))
     tile = read_tile(x.positions, first, sizes.tokens, b, g, heads)
-    band = read_tile(x.positions, first - sizes.tokens, 2 * sizes.tokens, b, g, heads.single)
+    band = read_tile(x.positions, first - sizes.behind, sizes.band, b, g, heads.single)
     q = read(x.q, tile.row, tile.inside, columns=columns)
     keys, values = (read(ref, band.row, band.inside, columns=columns) for ref in (x.k, x.v))
     bias = band_bias(tile.position, tile.token[:, None] - band.token[None, :], sizes)
