@@ -4,7 +4,6 @@ import functools
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
 
 import jax
 
@@ -17,12 +16,11 @@ _log = logging.getLogger(__name__)
 def choose(
     op: str,
     implementation: str | None,
-    available: Mapping[str, Callable],
     *,
     refusal: str | None,
     max_history: int | None = None,
-) -> Callable:
-    """Returns the function that serves `op`.
+) -> str:
+    """Returns the name of the implementation that serves `op`.
 
     A named implementation never looks at the local devices, so that a program can be compiled for
     another machine. None looks at them, and falls back to "xla", saying why once.
@@ -30,7 +28,6 @@ def choose(
     Args:
       op: the op's name, for messages and for the crossover table.
       implementation: one of `NAMES`, or None for the fastest that runs on the local devices.
-      available: implementations of this op by name.
       refusal: why the Triton kernels cannot serve these shapes, or None where they can.
       max_history: bound on positions; histories below the measured crossover run elsewhere.
 
@@ -39,12 +36,12 @@ def choose(
       NotImplementedError: the named implementation cannot serve these shapes.
     """
     if implementation is None:
-        return available[_fastest(op, refusal, max_history)]
+        return _fastest(op, refusal, max_history)
     if implementation not in NAMES:
         raise ValueError(f"{implementation=} must be None or one of {', '.join(NAMES)}")
     if implementation.startswith("triton") and refusal:
         raise NotImplementedError(f"{op} cannot run with {implementation=}: {refusal}")
-    return available[implementation]
+    return implementation
 
 
 def _fastest(op: str, refusal: str | None, max_history: int | None) -> str:
@@ -63,12 +60,17 @@ def gpu_refusal() -> str | None:
     """Says why the local GPU cannot run Triton kernels; None if it can."""
     capability = getattr(jax.devices()[0], "compute_capability", None)
     try:
-        enough = float(capability) >= LEAST_CAPABILITY
-    except (TypeError, ValueError):
+        enough = float(str(capability)) >= LEAST_CAPABILITY
+    except ValueError:
         return f"Triton needs an NVIDIA GPU, this one tells {capability!r}"
     if enough:
         return None
     return f"Triton needs compute capability {LEAST_CAPABILITY}, this GPU has {capability}"
+
+
+def reads_padding(name: str) -> bool:
+    """Tells whether an implementation reads what stands at padding: Triton kernels never do."""
+    return not name.startswith("triton")
 
 
 @functools.cache

@@ -100,14 +100,15 @@ def attend(
 
 def _save(q, k, v, slots, probability, gate, positions, paths):
     parts = lists = None
-    wide = [pad_head(x) for x in (q, k, v)]
+    wide_q, wide_k, wide_v = (pad_head(x) for x in (q, k, v))
     if slots is not None:
         lists = invert(slots, positions, paths.block_size)
         sizes = paths.blocks(q, k, slots, BlockTiles.forward)
-        found = blocks_forward(*map(to_matrix, wide), lists, sizes, q.shape[0], paths.interpret)
+        matrices = to_matrix(wide_q), to_matrix(wide_k), to_matrix(wide_v)
+        found = blocks_forward(*matrices, lists, sizes, q.shape[0], interpret=paths.interpret)
         parts = Parts(slots.reshape(-1), *found)
     sizes = paths.near(q, k, slots)
-    outputs = near_forward(*wide, positions, gate, parts, sizes, paths.interpret)
+    outputs = near_forward(wide_q, wide_k, wide_v, positions, gate, parts, sizes, paths.interpret)
     out = outputs["out"][..., : q.shape[-1]]
     if gate is not None:
         del outputs["out"]
@@ -119,10 +120,11 @@ def _backward(paths, saved, d_out):
     batch, d = q.shape[0], q.shape[-1]
     wide_q, wide_k, wide_v, wide_d_out = (to_matrix(pad_head(x)) for x in (q, k, v, d_out))
     names = paths.near(q, k, slots).paths
-    totals = {}
+    totals, real = {}, (positions >= 0)[..., None]
     for name in names:
         path = outputs[name if gate is not None else "out"]
         mean = (at_least_f32(d_out) * at_least_f32(path[..., :d])).sum(-1)
+        mean = jnp.where(real, mean, 0.0)  # whatever the cotangent is at padding
         totals[name] = PathTotals(outputs[f"{name}_log_total"].reshape(-1), mean.reshape(-1))
     queries_parts = keys_parts = d_probability = None
     if slots is not None:

@@ -112,7 +112,7 @@ def dot(a, b, interpret: bool, *, transpose_a: bool = False, transpose_b: bool =
     Three TF32 products stand for one of f32, on the tensor cores: relative error about 1e-6.
     """
     contract = ((0 if transpose_a else 1,), (1 if transpose_b else 0,)), ((), ())
-    precision = None
+    precision: jax.lax.PrecisionLike = None
     if a.dtype == jnp.float32:
         precision = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
         if interpret:  # the host has no such product

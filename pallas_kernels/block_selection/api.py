@@ -1,13 +1,14 @@
 """The public function that selects blocks."""
 
 import functools
+from collections.abc import Callable
 
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import checks, dispatch, triton_limits
 from pallas_kernels.block_selection import reference, triton, xla
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str, Callable] = {
     "reference": reference.block_selection,
     "xla": xla.block_selection,
     "triton": triton.block_selection,
@@ -58,9 +59,10 @@ def block_selection(
     refusal = triton_limits.refusal(
         q, summary_keys.shape[2], causal=causal, num_selected=num_selected
     )
-    run = dispatch.choose("block_selection", implementation, IMPLEMENTATIONS, refusal=refusal)
-    (q,) = checks.without_padding(positions, q)
-    return run(
+    name = dispatch.choose("block_selection", implementation, refusal=refusal)
+    if dispatch.reads_padding(name):
+        (q,) = checks.without_padding(positions, q)
+    return IMPLEMENTATIONS[name](
         q,
         summary_keys,
         positions,

@@ -80,15 +80,12 @@ def blossom_attention(
         window=window,
         num_selected=num_selected,
     )
-    run = dispatch.choose(
-        "blossom_attention",
-        implementation,
-        IMPLEMENTATIONS,
-        refusal=refusal,
-        max_history=max_history,
+    name = dispatch.choose(
+        "blossom_attention", implementation, refusal=refusal, max_history=max_history
     )
-    q, k, v, gate = checks.without_padding(positions, q, k, v, gate)
-    return run(
+    if dispatch.reads_padding(name):
+        q, k, v, gate = checks.without_padding(positions, q, k, v, gate)
+    return IMPLEMENTATIONS[name](
         q,
         k,
         v,

@@ -1,13 +1,14 @@
 """The public function of the short-term path."""
 
 import functools
+from collections.abc import Callable
 
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import checks, dispatch, triton_limits
 from pallas_kernels.power_attention import reference, triton, xla
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str, Callable] = {
     "reference": reference.power_attention,
     "xla": xla.power_attention,
     "triton": triton.power_attention,
@@ -54,6 +55,9 @@ def power_attention(
     checks.check_at_least_one(window=window)
     max_history = checks.check_max_history(max_history, q.shape[1])
     refusal = triton_limits.refusal(q, k.shape[2], causal=causal, window=window)
-    run = dispatch.choose("power_attention", implementation, IMPLEMENTATIONS, refusal=refusal)
-    q, k, v = checks.without_padding(positions, q, k, v)
-    return run(q, k, v, positions, window=window, causal=causal, max_history=max_history)
+    name = dispatch.choose("power_attention", implementation, refusal=refusal)
+    if dispatch.reads_padding(name):
+        q, k, v = checks.without_padding(positions, q, k, v)
+    return IMPLEMENTATIONS[name](
+        q, k, v, positions, window=window, causal=causal, max_history=max_history
+    )

@@ -1,13 +1,14 @@
 """The public function that attends selected blocks."""
 
 import functools
+from collections.abc import Callable
 
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import checks, dispatch, triton_limits
 from pallas_kernels.selected_attention import reference, triton, xla
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str, Callable] = {
     "reference": reference.selected_attention,
     "xla": xla.selected_attention,
     "triton": triton.selected_attention,
@@ -61,9 +62,10 @@ def selected_attention(
     refusal = triton_limits.refusal(
         q, k.shape[2], causal=causal, block_size=block_size, num_selected=slots.shape[-1]
     )
-    run = dispatch.choose("selected_attention", implementation, IMPLEMENTATIONS, refusal=refusal)
-    q, k, v = checks.without_padding(positions, q, k, v)
-    return run(
+    name = dispatch.choose("selected_attention", implementation, refusal=refusal)
+    if dispatch.reads_padding(name):
+        q, k, v = checks.without_padding(positions, q, k, v)
+    return IMPLEMENTATIONS[name](
         q,
         k,
         v,
