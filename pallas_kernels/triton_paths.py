@@ -47,17 +47,15 @@ class Paths:
 
     def near(self, q, k, slots) -> NearSizes:
         """Sizes of the kernels of near keys."""
-        sizes = NearSizes(
+        return NearSizes(
             heads=heads(q, k),
             block_size=self.block_size,
             window=self.window,
             max_history=self.max_history,
             num_selected=0 if slots is None else slots.shape[-1],
             scale=q.shape[-1] ** -0.5,
-            tiles=NearTiles(rows=64, num_warps=4),
+            tiles=NearTiles.heuristics(padded_head(q.shape[-1]), q.dtype),
         )
-        tiles = NearTiles.heuristics(sizes.band, padded_head(q.shape[-1]), q.dtype)
-        return dataclasses.replace(sizes, tiles=tiles)
 
     def blocks(self, q, k, slots, choose: Callable[..., BlockTiles]) -> BlockSizes:
         """Sizes of a kernel of selected blocks, with the tiles that `choose` chooses."""

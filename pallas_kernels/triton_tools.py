@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
 
-with warnings.catch_warnings():  # deprecated since jax 0.11, and the only one that reads by index
-    warnings.filterwarnings("ignore", message=".*Triton.*", category=DeprecationWarning)
-    from jax.experimental.pallas import triton as plgpu
+# It is deprecated since jax 0.11, and the only backend for GPUs that reads by an index.
+warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
 
 NOTHING = 1e30  # log-sum-exp of a query that attends nothing: exp2(logit - NOTHING) is 0
 LOG2_E = math.log2(math.e)  # kernels keep logits in powers of two, the GPU's own exponential
@@ -101,9 +101,7 @@ def launch(
         interpret=interpret,
         compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=num_stages),
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Triton.*", category=DeprecationWarning)
-        return call(arrays)["out"]
+    return call(arrays)["out"]
 
 
 def dot(a, b, interpret: bool, *, transpose_a: bool = False, transpose_b: bool = False):

@@ -28,14 +28,14 @@ class NearTiles:
             raise ValueError(f"rows={self.rows} must be a power of two from 16 to 1024")
 
     @classmethod
-    def heuristics(cls, columns: int, head_size: int, dtype: jax.typing.DTypeLike) -> "NearTiles":
-        """Chooses tiles by shape: 64 query heads, and the warps that keep them in registers.
+    def heuristics(cls, head_size: int, dtype: jax.typing.DTypeLike) -> "NearTiles":
+        """Chooses tiles by shape: as many query heads, up to 64, as shared memory has room for.
 
         Args:
-          columns: keys in the band of a tile.
           head_size: D, padded.
           dtype: of the arrays.
         """
-        rows = 64
-        per_thread = 16 if dtype == jnp.bfloat16 else 8
-        return cls(rows, warps_for(rows * max(columns, head_size), per_thread, least=4))
+        narrow = dtype == jnp.bfloat16
+        wide = head_size * (1 if narrow else 2)
+        rows = 64 if wide <= 64 else 32 if wide <= 128 else 16
+        return cls(rows, warps_for(rows * head_size, 16 if narrow else 8, least=4))

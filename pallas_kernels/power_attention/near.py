@@ -10,6 +10,8 @@ from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.power_attention.config import NearTiles
 from pallas_kernels.triton_tools import LEAST_TILE, LOG2_E, Heads
 
+BAND_KEYS = 32  # of the band, in one product
+
 
 @dataclasses.dataclass(frozen=True)
 class NearSizes:
@@ -54,9 +56,9 @@ class NearSizes:
         return max(1, pl.cdiv(farthest, self.tokens)) * self.tokens
 
     @property
-    def band(self) -> int:
-        """Tokens in a band: the tile, those behind it, and what makes a power of two."""
-        return pl.next_power_of_2(self.behind + self.tokens)
+    def steps(self) -> int:
+        """Products in which a tile of queries meets its band: the tile and what is behind it."""
+        return pl.cdiv(self.behind + self.tokens, BAND_KEYS)
 
     @property
     def first_shift(self) -> int:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.power_attention.near import NearSizes, band_bias, shift
+from pallas_kernels.power_attention.near import BAND_KEYS, NearSizes, band_bias, shift
 from pallas_kernels.triton_tools import (
     NOTHING,
     Tile,
@@ -111,11 +111,16 @@ def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     heads, columns = sizes.heads, x.q.shape[1]
     first, b, g = sizes.place(pl.program_id(0))
     tile = read_tile(x.positions, first, sizes.tokens, b, g, heads)
-    band = read_tile(x.positions, first - sizes.behind, sizes.band, b, g, heads.single)
-    real_key = band.position >= 0
-    keys, values = (read(ref, band.row, real_key, columns=columns) for ref in (x.k, x.v))
-    bias = band_bias(tile.position, tile.token[:, None] - band.token[None, :], sizes)
     queries = _read_queries(x, tile.row, tile.position >= 0, sizes.paths)
+
+    def add_band(n, d_q):
+        begin = first - sizes.behind + n * BAND_KEYS
+        band = read_tile(x.positions, begin, BAND_KEYS, b, g, heads.single)
+        real_key = band.position >= 0
+        keys, values = (read(ref, band.row, real_key, columns=columns) for ref in (x.k, x.v))
+        bias = band_bias(tile.position, tile.token[:, None] - band.token[None, :], sizes)
+        _, d_logits = _band(queries, keys, values, bias, sizes, interpret)
+        return d_q + dot(d_logits.astype(keys.dtype), keys, interpret)
 
     def add_shifted(n, d_q):
         distance = shift(n, sizes)
@@ -134,8 +139,8 @@ def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
         row = pair * heads.group + (tile.row - tile.key_row * heads.group)
         return d_q + read(d_parts, row, chosen, columns=columns).astype(jnp.float32)
 
-    _, d_logits = _band(queries, keys, values, bias, sizes, interpret)
-    d_q = dot(d_logits.astype(keys.dtype), keys, interpret)
+    d_q = jnp.zeros((tile.row.size, columns), jnp.float32)
+    d_q = jax.lax.fori_loop(0, sizes.steps, add_band, d_q)
     if "short" in sizes.paths:
         d_q = jax.lax.fori_loop(0, sizes.shifts, add_shifted, d_q)
     d_q *= sizes.scale
@@ -149,15 +154,23 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     heads, columns = sizes.heads, x.q.shape[1]
     first, b, g = sizes.place(pl.program_id(0))
     tile = read_tile(x.positions, first, sizes.tokens, b, g, heads.single)
-    band = read_tile(x.positions, first, sizes.band, b, g, heads)
     real = tile.position >= 0
     keys, values = (read(ref, tile.row, real, columns=columns) for ref in (x.k, x.v))
-    bias = band_bias(band.position, band.token[:, None] - tile.token[None, :], sizes)
-    queries = _read_queries(x, band.row, band.position >= 0, sizes.paths)
-    weights, d_logits = _band(queries, keys, values, bias, sizes, interpret)
-    dtype = queries.q.dtype
-    d_k = dot(d_logits.astype(dtype), queries.q, interpret, transpose_a=True)
-    d_v = dot(weights.astype(dtype), queries.d_out, interpret, transpose_a=True)
+
+    def add_band(n, carry):
+        d_k, d_v = carry
+        band = read_tile(x.positions, first + n * sizes.tokens, sizes.tokens, b, g, heads)
+        bias = band_bias(band.position, band.token[:, None] - tile.token[None, :], sizes)
+        queries = _read_queries(x, band.row, band.position >= 0, sizes.paths)
+        weights, d_logits = _band(queries, keys, values, bias, sizes, interpret)
+        dtype = queries.q.dtype
+        d_k += dot(d_logits.astype(dtype), queries.q, interpret, transpose_a=True)
+        d_v += dot(weights.astype(dtype), queries.d_out, interpret, transpose_a=True)
+        return d_k, d_v
+
+    zero = jnp.zeros((sizes.tokens, columns), jnp.float32)
+    steps = 1 + sizes.behind // sizes.tokens
+    d_k, d_v = jax.lax.fori_loop(0, steps, add_band, (zero, zero))
     if "short" in sizes.paths and sizes.shifts:
         far_k, far_v = _shifted_keys(x, first, b, g, sizes, interpret)
         d_k, d_v = d_k + far_k, d_v + far_v

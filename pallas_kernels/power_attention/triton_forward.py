@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.masked_softmax import MASKED
-from pallas_kernels.power_attention.near import NearSizes, band_bias, shift
+from pallas_kernels.power_attention.near import BAND_KEYS, NearSizes, band_bias, shift
 from pallas_kernels.triton_tools import (
     NOTHING,
     dot,
@@ -62,12 +62,21 @@ class Softmax(NamedTuple):
     weighted: Any
 
     @classmethod
-    def of_band(cls, logits, values, interpret: bool):
+    def of_keys(cls, logits, values, interpret: bool):
         """Starts with a tile of keys: logits [rows, keys], values [keys, D]."""
         highest = jnp.maximum(logits.max(1), MASKED / 2)  # so that masked logits vanish
         weights = exp2(logits - highest[:, None], interpret)
         weighted = dot(weights.astype(values.dtype), values, interpret)
         return cls(highest, weights.sum(1), weighted)
+
+    def add_keys(self, logits, values, interpret: bool):
+        """Adds a tile of keys."""
+        other = Softmax.of_keys(logits, values, interpret)
+        highest = jnp.maximum(self.highest, other.highest)
+        fade, weight = (exp2(x.highest - highest, interpret) for x in (self, other))
+        faded = self.weighted * fade[:, None]
+        weighted = fma(weight[:, None], other.weighted, faded, interpret)
+        return Softmax(highest, self.total * fade + other.total * weight, weighted)
 
     def add(self, logit, value, interpret: bool):
         """Adds one key for each query, or one part of its softmax: logit [rows]."""
@@ -95,12 +104,22 @@ def near_forward_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     heads, columns = sizes.heads, x.q.shape[1]
     first, b, g = sizes.place(pl.program_id(0))
     tile = read_tile(x.positions, first, sizes.tokens, b, g, heads)
-    band = read_tile(x.positions, first - sizes.behind, sizes.band, b, g, heads.single)
-    real, real_key = tile.position >= 0, band.position >= 0
+    real = tile.position >= 0
     q = read(x.q, tile.row, real, columns=columns)
-    keys, values = (read(ref, band.row, real_key, columns=columns) for ref in (x.k, x.v))
-    bias = band_bias(tile.position, tile.token[:, None] - band.token[None, :], sizes)
     scale = jnp.float32(sizes.log2_scale)
+
+    def band(n):
+        begin = first - sizes.behind + n * BAND_KEYS
+        band = read_tile(x.positions, begin, BAND_KEYS, b, g, heads.single)
+        real_key = band.position >= 0
+        keys, values = (read(ref, band.row, real_key, columns=columns) for ref in (x.k, x.v))
+        bias = band_bias(tile.position, tile.token[:, None] - band.token[None, :], sizes)
+        scores = dot(q, keys, interpret, transpose_b=True)
+        return {name: fma(scores, scale, bias[name], interpret) for name in sizes.paths}, values
+
+    def add_band(n, paths):
+        logits, values = band(n)
+        return {name: paths[name].add_keys(logits[name], values, interpret) for name in paths}
 
     def add_shifted(n, short):
         distance = shift(n, sizes)
@@ -118,11 +137,12 @@ def near_forward_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
         logit = read(x.parts.log_total, row, chosen, other=MASKED)
         return long.add(logit, read(x.parts.out, row, chosen, columns=columns), interpret)
 
-    scores = dot(q, keys, interpret, transpose_b=True)
+    logits, values = band(0)
+    paths = {name: Softmax.of_keys(logits[name], values, interpret) for name in sizes.paths}
+    if sizes.steps > 1:
+        paths = jax.lax.fori_loop(1, sizes.steps, add_band, paths)
     mixed = 0.0
-    for n, name in enumerate(sizes.paths):
-        logits = fma(scores, scale, bias[name], interpret)
-        softmax = Softmax.of_band(logits, values, interpret)
+    for n, (name, softmax) in enumerate(paths.items()):
         if name == "short":
             softmax = jax.lax.fori_loop(0, sizes.shifts, add_shifted, softmax)
         elif x.parts:

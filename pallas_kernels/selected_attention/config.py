@@ -36,11 +36,17 @@ class BlockTiles:
           head_size: D, padded.
           dtype: of the arrays.
         """
-        per_thread = 32 if dtype == jnp.bfloat16 else 16
-        return cls(128, warps_for(128 * max(keys, head_size), per_thread, least=2), 2)
+        return cls._of(128, keys, head_size, dtype, least=2, num_stages=2)
 
     @classmethod
     def backward(cls, keys: int, head_size: int, dtype: jax.typing.DTypeLike) -> "BlockTiles":
         """Chooses tiles by shape for the backward kernel, likewise."""
-        per_thread = 32 if dtype == jnp.bfloat16 else 16
-        return cls(64, warps_for(64 * max(keys, head_size), per_thread, least=1))
+        return cls._of(64, keys, head_size, dtype, least=1, num_stages=1)
+
+    @classmethod
+    def _of(cls, rows, keys, head_size, dtype, *, least, num_stages):
+        narrow = dtype == jnp.bfloat16
+        wide = max(keys, head_size) * (1 if narrow else 2)
+        rows = max(16, rows * 32 // max(32, wide))  # what shared memory has room for
+        elements = max(rows, keys) * max(keys, head_size)
+        return cls(rows, warps_for(elements, 32 if narrow else 16, least=least), num_stages)
