@@ -40,7 +40,7 @@ from blossom_jax.train_step import (
     make_train_step,
 )
 from blossom_jax.trainer import Progress, Schedule, Trainer, on_devices
-from experiments import _cli, _results, _setup, _workdir
+from experiments import _cli, _evaluation, _results, _setup, _workdir
 
 
 def main(argv: Sequence[str]) -> None:
@@ -75,7 +75,9 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict | No
         state, progress = _start_or_resume(plan, checkpoints)
         with _logs(workdir, progress.step, plan.schedule.num_steps) as (log, terminal):
             terminal.say(_describe(plan, progress))
-            evaluator = _setup.make_evaluator(plan.graphdef, plan.interactions, plan.mesh)
+            evaluator = _evaluation.make_evaluator(
+                config, plan.graphdef, plan.interactions.num_items, plan.mesh
+            )
             trainer = Trainer(
                 plan.step,
                 lambda params: plan.valid.summarize(plan.valid.rank(evaluator, params)),
@@ -112,7 +114,7 @@ class _Plan(NamedTuple):
     like: State  # described
     init: Callable[[], State]
     step: Callable[[State, dict], tuple[State, dict]]
-    valid: _setup.Evaluation
+    valid: _evaluation.Evaluation
 
 
 def _plan(config: ml_collections.ConfigDict) -> _Plan:
@@ -123,7 +125,7 @@ def _plan(config: ml_collections.ConfigDict) -> _Plan:
     interactions, split = _setup.load_data(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     sharding.check_batch(config.train.batch_rows, mesh)
-    valid = _setup.Evaluation(config, interactions, split, "valid", mesh)
+    valid = _evaluation.Evaluation(config, interactions, split, "valid", mesh)
     if config.eval.metric not in (measured := valid.popularity()):
         nearest = difflib.get_close_matches(config.eval.metric, measured, n=1, cutoff=0.0)
         raise UserError(f"eval.metric={config.eval.metric}: did you mean {nearest[0]}?")
@@ -224,7 +226,9 @@ def _describe(plan: _Plan, progress: Progress) -> str:
 
 def _test(plan: _Plan, evaluator: Evaluator, params: nnx.State, progress: Progress) -> dict:
     """Asks the test questions, once; returns what stands in results.json."""
-    test = _setup.Evaluation(plan.config, plan.interactions, plan.split, "test", plan.mesh)
+    test = _evaluation.Evaluation(
+        plan.config, plan.interactions, plan.split, "test", plan.mesh, with_coverage=True
+    )
     ranks = test.rank(evaluator, params)
     return {
         "dataset": plan.interactions.name,
@@ -242,6 +246,7 @@ def _test(plan: _Plan, evaluator: Evaluator, params: nnx.State, progress: Progre
         "valid": progress.best_metrics,
         "test": test.summarize(ranks),
         "test_by_length": test.by_length(ranks),
+        "test_by_popularity": test.by_popularity(ranks),
         "popularity": test.popularity(),
         "protocol": plan.split.card,
         "data": plan.interactions.card,

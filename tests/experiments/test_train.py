@@ -101,8 +101,12 @@ def test_results_hold_what_is_needed_to_judge_them(whole):
     assert results["num_params"] > 30 * 16
     for name in ("full/recall@10", "full/ndcg@10", "full/mrr@10", "full_keep/ndcg@10"):
         assert results["test"][name] > results["popularity"][name]
-    assert set(results["valid"]) == set(results["test"]) == set(results["popularity"])
-    assert sum(bucket["num_users"] for bucket in results["test_by_length"]) == 56
+    assert set(results["test"]) == set(results["popularity"])
+    coverage = {f"{rule}/coverage@{k}" for rule in ("full", "full_keep") for k in (1, 5, 10, 20)}
+    assert set(results["test"]) - set(results["valid"]) == coverage
+    assert results["test"]["full_keep/coverage@10"] > results["popularity"]["full_keep/coverage@10"]
+    for buckets in ("test_by_length", "test_by_popularity"):
+        assert sum(bucket["num_users"] for bucket in results[buckets]) == 56
     assert results["protocol"]["test"]["users"] == 56
     assert results["data"]["content_hash"]
 
@@ -128,6 +132,15 @@ def test_popularity_is_printed_beside_the_model(whole):
     (row,) = [line.split() for line in printed.splitlines() if line.startswith("full/ndcg@10")]
     assert row[2] == f"{popularity:.4f}"
     assert float(row[3]) > 1
+
+
+def test_coverage_and_buckets_are_printed(whole):
+    workdir, printed = whole
+    results = results_of(workdir)
+    for name in ("full/coverage@10", "full_keep/coverage@10"):
+        assert f"{name}  " in printed and f"{results['test'][name]:.4f}" in printed
+    for bucket in results["test_by_popularity"]:
+        assert f"{bucket['min_count']}-{bucket['max_count']}  " in printed
 
 
 def test_killed_and_started_again_equals_uninterrupted(whole, log, tmp_path):

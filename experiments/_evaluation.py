@@ -1,0 +1,110 @@
+"""Builds what a config says about evaluation, for every command that measures a model."""
+
+from typing import Any
+
+import jax
+import ml_collections
+from flax import nnx
+
+from blossom_jax import buckets, data, evaluate, metrics, popularity, sharding
+from blossom_jax.data.evaluation_batches import evaluation_batches
+from blossom_jax.errors import UserError
+
+
+def make_evaluator(
+    config: ml_collections.ConfigDict,
+    graphdef: nnx.GraphDef,
+    num_items: int,
+    mesh: jax.sharding.Mesh,
+) -> evaluate.Evaluator:
+    """Returns what ranks by the model, in validation and test alike: compiled once for both."""
+    score = evaluate.last_scores(graphdef)
+    return evaluate.Evaluator(score, num_items=num_items, mesh=mesh, ks=config.eval.ks)
+
+
+class Evaluation:
+    """Measures a model, or popularity, on the targets of one part of a split."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        interactions: data.Interactions,
+        split: data.Split,
+        part: str,
+        mesh: jax.sharding.Mesh,
+        *,
+        with_coverage: bool = False,
+    ):
+        """Draws the negatives.
+
+        Args:
+          config: Its sections `eval` and `model` are read.
+          interactions: The log.
+          split: Of the log.
+          part: "valid" or "test".
+          mesh: Devices over which users are split.
+          with_coverage: Whether coverage is measured too, which takes half as long again.
+
+        Raises:
+          UserError: A value of `config.eval` out of its range.
+        """
+        if min(config.eval.ks, default=0) < 1:
+            raise UserError(f"eval.ks must be numbers from 1 up, got {config.eval.ks}")
+        if config.eval.num_negatives < 1:
+            raise UserError(f"eval.num_negatives must be at least 1: {config.eval.num_negatives}")
+        self._config, self._interactions, self._split = config, interactions, split
+        self._mesh, self._with_coverage = mesh, with_coverage
+        self._targets = getattr(split, part)
+        self._negatives = metrics.draw_negatives(
+            interactions.items[self._targets.target],
+            interactions.num_items,
+            num=config.eval.num_negatives,
+            seed=config.eval.negatives_seed,
+        )
+        next(self._batches())  # refuses here what it would refuse after the first epoch
+
+    def popularity(self) -> dict[str, float]:
+        """Returns the metrics of ranking by how often an item was trained on."""
+        ranks = popularity.popularity_ranks(
+            self._interactions,
+            self._split,
+            self._targets,
+            self._negatives,
+            coverage_ks=self._config.eval.ks if self._with_coverage else (),
+        )
+        return evaluate.summarize(ranks, self._config.eval.ks)
+
+    def rank(self, evaluator: evaluate.Evaluator, params: Any) -> evaluate.Ranks:
+        """Ranks all targets by a model with some parameters."""
+        return evaluator(
+            params, self._batches(), self._negatives, with_coverage=self._with_coverage
+        )
+
+    def _batches(self):
+        return evaluation_batches(
+            self._interactions,
+            self._targets,
+            max_length=self._config.model.max_length,
+            batch_users=self._config.eval.batch_users,
+            multiple_of=self._mesh.shape[sharding.DATA],
+        )
+
+    def summarize(self, ranks: evaluate.Ranks) -> dict[str, float]:
+        """Returns the metrics of all protocols by name."""
+        return evaluate.summarize(ranks, self._config.eval.ks)
+
+    def by_length(self, ranks: evaluate.Ranks) -> list[buckets.Bucket]:
+        """Returns the metrics by bucket of history length."""
+        model = self._config.model
+        return buckets.by_length(
+            ranks,
+            buckets.history_lengths(self._interactions, self._targets),
+            dense_length=(model.num_selected_blocks + 1) * model.selection_block_size,
+            ks=self._config.eval.ks,
+        )
+
+    def by_popularity(self, ranks: evaluate.Ranks) -> list[buckets.Bucket]:
+        """Returns the metrics by bucket of how often the target was trained on."""
+        counts = popularity.item_counts(self._interactions, self._split)
+        target = self._interactions.items[self._targets.target]
+        return buckets.by_popularity(ranks, counts[target], ks=self._config.eval.ks)
