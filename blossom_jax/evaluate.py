@@ -10,8 +10,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from blossom_jax import metrics, sharding
+from blossom_jax import memory, metrics, sharding
 from blossom_jax.coverage import NOWHERE, coverage, note_places
+from blossom_jax.data.evaluation_batches import BatchShape
 
 Params = Any  # a pytree
 Batch = dict[str, Any]  # of arrays, from evaluation_batches
@@ -101,6 +102,42 @@ class Evaluator:
             return ranks, jax.lax.cond(with_coverage, note, lambda same: same, best_places)
 
         self._rank = jax.jit(rank, donate_argnums=2, out_shardings=sharding.replicated(mesh))
+        self._programs = {}
+
+    def prepare(self, params: Params, shapes: Iterable[BatchShape], num_negatives: int) -> int:
+        """Compiles the programs for all batches ahead of them.
+
+        Args:
+          params: Of the model, or ShapeDtypeStructs with the shardings that they will have.
+          shapes: From `evaluation_shapes`.
+          num_negatives: Columns of the negatives.
+
+        Returns:
+          Bytes that the largest program holds at once on one device, the parameters included.
+        """
+        place = sharding.batch_sharding(self._mesh)
+        needed = [0]
+        for rows, length, seen in shapes:
+            widths = {"item_ids": [length], "positions": [length], "last": [], "target": []}
+            widths |= {"seen": [seen], "negatives": [num_negatives]}
+            inputs = {
+                name: jax.ShapeDtypeStruct((rows, *width), jnp.int32, sharding=place)
+                for name, width in widths.items()
+            }
+            program = self._program(params, inputs, *self._coverage_inputs(False))
+            needed.append(memory.program_bytes(program))
+        return max(needed)
+
+    def _program(self, params, inputs, places, with_coverage):
+        key = tuple(array.shape for _, array in sorted(inputs.items()))
+        if key not in self._programs:
+            self._programs[key] = self._rank.lower(params, inputs, places, with_coverage).compile()
+        return self._programs[key]
+
+    def _coverage_inputs(self, with_coverage):
+        size = self._num_items + 1
+        places = {name: jnp.full(size, NOWHERE, jnp.int32) for name in ("full", "full_keep")}
+        return jax.device_put((places, np.bool_(with_coverage)), sharding.replicated(self._mesh))
 
     def __call__(
         self,
@@ -124,17 +161,15 @@ class Evaluator:
         Raises:
           ValueError: If a user is missing.
         """
-        everywhere = sharding.replicated(self._mesh)
-        nowhere = np.full(self._num_items + 1, NOWHERE, np.int32)
-        places = jax.device_put({"full": nowhere, "full_keep": nowhere}, everywhere)
-        wanted = jax.device_put(np.bool_(with_coverage), everywhere)
+        places, wanted = self._coverage_inputs(with_coverage)
         found = []
         for batch in batches:
             row = batch["row"]
             inputs = {name: array for name, array in batch.items() if name != "row"}
             inputs["negatives"] = negatives[row]
             inputs = jax.device_put(inputs, sharding.batch_sharding(self._mesh))
-            rank, places = self._rank(params, inputs, places, wanted)
+            arguments = params, inputs, places, wanted
+            rank, places = self._program(*arguments)(*arguments)
             found.append((row, rank))  # the device is still at work on it
 
         num_users, num_negatives = negatives.shape

@@ -6,8 +6,8 @@ import jax
 import ml_collections
 from flax import nnx
 
-from blossom_jax import buckets, data, evaluate, metrics, popularity, sharding
-from blossom_jax.data.evaluation_batches import evaluation_batches
+from blossom_jax import buckets, data, evaluate, memory, metrics, popularity, sharding
+from blossom_jax.data.evaluation_batches import evaluation_batches, evaluation_shapes
 from blossom_jax.errors import UserError
 
 
@@ -55,13 +55,44 @@ class Evaluation:
         self._config, self._interactions, self._split = config, interactions, split
         self._mesh, self._with_coverage = mesh, with_coverage
         self._targets = getattr(split, part)
+        self._users = interactions, self._targets
+        self._sizes = {
+            "max_length": config.model.max_length,
+            "batch_users": config.eval.batch_users,
+            "multiple_of": mesh.shape[sharding.DATA],
+        }
         self._negatives = metrics.draw_negatives(
             interactions.items[self._targets.target],
             interactions.num_items,
             num=config.eval.num_negatives,
             seed=config.eval.negatives_seed,
         )
-        next(self._batches())  # refuses here what it would refuse after the first epoch
+        self._shapes = evaluation_shapes(*self._users, **self._sizes)
+
+    def prepare(self, evaluator: evaluate.Evaluator, params: Any, *, other_bytes: int = 0) -> None:
+        """Compiles what ranks by the model, before any of it is allocated.
+
+        Args:
+          evaluator: From `make_evaluator`.
+          params: Of the model, as ShapeDtypeStructs with shardings.
+          other_bytes: What each device holds besides, during evaluation.
+
+        Raises:
+          UserError: Sizes that do not fit, with the bytes asked for.
+        """
+        # As for training: what is needed at least, since the compiler may fail at absurd sizes.
+        items = self._interactions.num_items // self._mesh.shape[sharding.MODEL]
+        at_least = memory.shard_bytes(params) + max(
+            4 * rows // self._mesh.shape[sharding.DATA] * (items + length + seen)
+            for rows, length, seen in self._shapes
+        )
+        self._check_fits(other_bytes + at_least)
+        needed = evaluator.prepare(params, self._shapes, self._negatives.shape[1])
+        self._check_fits(other_bytes + needed)
+
+    def _check_fits(self, bytes_per_device: int) -> None:
+        lower = "eval.batch_users or the sizes in config.model"
+        memory.check_fits("evaluation", bytes_per_device, [*self._mesh.devices.flat], lower=lower)
 
     def popularity(self) -> dict[str, float]:
         """Returns the metrics of ranking by how often an item was trained on."""
@@ -76,18 +107,8 @@ class Evaluation:
 
     def rank(self, evaluator: evaluate.Evaluator, params: Any) -> evaluate.Ranks:
         """Ranks all targets by a model with some parameters."""
-        return evaluator(
-            params, self._batches(), self._negatives, with_coverage=self._with_coverage
-        )
-
-    def _batches(self):
-        return evaluation_batches(
-            self._interactions,
-            self._targets,
-            max_length=self._config.model.max_length,
-            batch_users=self._config.eval.batch_users,
-            multiple_of=self._mesh.shape[sharding.DATA],
-        )
+        batches = evaluation_batches(*self._users, **self._sizes)
+        return evaluator(params, batches, self._negatives, with_coverage=self._with_coverage)
 
     def summarize(self, ranks: evaluate.Ranks) -> dict[str, float]:
         """Returns the metrics of all protocols by name."""

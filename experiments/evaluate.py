@@ -45,6 +45,9 @@ def evaluate(workdir: pathlib.Path, part: str) -> dict:
     interactions, split = _setup.load_data(config)
     mesh = sharding.make_mesh()
     graphdef, like = abstract_params(_setup.model_maker(config, interactions.num_items), mesh)
+    evaluation = _evaluation.Evaluation(config, interactions, split, part, mesh, with_coverage=True)
+    evaluator = _evaluation.make_evaluator(config, graphdef, interactions.num_items, mesh)
+    evaluation.prepare(evaluator, like)
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     with contextlib.closing(checkpoints):
         progress = checkpoints.latest_progress()
@@ -54,8 +57,6 @@ def evaluate(workdir: pathlib.Path, part: str) -> dict:
         params = checkpoints.restore_params(progress["best_step"], like)
     if params is None:
         raise UserError(f"{workdir} holds no whole checkpoint of step {progress['best_step']}")
-    evaluation = _evaluation.Evaluation(config, interactions, split, part, mesh, with_coverage=True)
-    evaluator = _evaluation.make_evaluator(config, graphdef, interactions.num_items, mesh)
     ranks = evaluation.rank(evaluator, params)
     return {
         "title": f"{interactions.name}: {part} of {config.model.attention} attention after step "

@@ -7,7 +7,11 @@ import pytest
 from flax import nnx
 
 from blossom_jax import metrics, sharding
-from blossom_jax.data.evaluation_batches import evaluation_batches
+from blossom_jax.data.evaluation_batches import (
+    BatchShape,
+    evaluation_batches,
+    evaluation_shapes,
+)
 from blossom_jax.data.interactions import Interactions
 from blossom_jax.data.split import leave_one_out
 from blossom_jax.evaluate import (
@@ -176,6 +180,38 @@ def test_one_program_a_shape():
 
     evaluate(4, (1, 1), score)
     assert len(traced) == len(set(traced)) <= 4
+
+
+def test_programs_compiled_ahead_are_those_that_run():
+    traced = []
+
+    def score(table, batch):
+        traced.append(batch["item_ids"].shape + batch["seen"].shape)
+        return score_by_small_integers(table, batch)
+
+    mesh = sharding.make_mesh(4, 2)
+    evaluator = Evaluator(score, num_items=NUM_ITEMS, mesh=mesh)
+    sizes = {"max_length": MAX_LENGTH, "batch_users": 16, "multiple_of": 4}
+    place = sharding.replicated(mesh)
+    params = jax.ShapeDtypeStruct(table().shape, jnp.float32, sharding=place)
+    needed = evaluator.prepare(params, evaluation_shapes(log(), targets(), **sizes), NUM_NEGATIVES)
+    num_programs = len(traced)
+    assert needed > table().nbytes + 4 * NUM_ITEMS * 4  # the scores of a device's four users
+    ranks = evaluator(
+        jax.device_put(table(), place), evaluation_batches(log(), targets(), **sizes), negatives()
+    )
+    assert_same_ranks(ranks, slow_ranks())
+    assert len(traced) == num_programs > 1
+
+
+def test_more_users_a_batch_need_more_bytes():
+    evaluator = Evaluator(
+        score_by_small_integers, num_items=NUM_ITEMS, mesh=sharding.make_mesh(8, 1)
+    )
+    shapes = [BatchShape(rows, 16, 32) for rows in (8, 80, 8000)]
+    needed = [evaluator.prepare(table(), [shape], NUM_NEGATIVES) for shape in shapes]
+    assert needed[0] < needed[1] < needed[2]
+    assert needed[2] > 1000 * NUM_ITEMS * 4
 
 
 def test_missing_users_are_noticed():

@@ -199,6 +199,7 @@ def test_changed_data_is_refused(whole, monkeypatch):
         ({"eval__ks": "0,10"}, "eval.ks"),
         ({"eval__num_negatives": 0}, "eval.num_negatives"),
         ({"eval__batch_users": 12}, "eval.batch_users=12"),
+        ({"eval__batch_users": 8 * 10**9}, r"evaluation needs [\d,]{13,} bytes.*eval.batch_users"),
         ({"train__loss_chunk": 0}, "train.loss_chunk"),
         ({"train__schedule": "linear"}, "schedule='linear'"),
         ({"data__split": "random"}, "data.split must be"),
@@ -212,6 +213,13 @@ def test_changed_data_is_refused(whole, monkeypatch):
 def test_what_cannot_work_is_refused_before_anything_is_written(log, tmp_path, changes, words):
     with pytest.raises(UserError, match=words):
         train.main(flags(log, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_evaluation_needs_is_known_to_the_byte_before_training(log, tmp_path, monkeypatch):
+    monkeypatch.setattr("blossom_jax.memory.available_bytes", lambda devices: 100_000_000)
+    with pytest.raises(UserError, match=r"evaluation needs [\d,]{11,} bytes, more than the 100,"):
+        train.main(flags(log, tmp_path / "run", eval__batch_users=8 * 20_000))
     assert not (tmp_path / "run").exists()
 
 
