@@ -22,6 +22,17 @@ def make_evaluator(
     return evaluate.Evaluator(score, num_items=num_items, mesh=mesh, ks=config.eval.ks)
 
 
+def _check(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError at a value of `config.eval` that no evaluation can work with."""
+    ks = config.ks
+    if not ks or not all(isinstance(k, int) and k >= 1 for k in ks):
+        raise UserError(f"eval.ks must be whole numbers from 1 up, got {ks}")
+    if config.num_negatives < 1:
+        raise UserError(f"eval.num_negatives must be at least 1: {config.num_negatives}")
+    if config.negatives_seed < 0:
+        raise UserError(f"eval.negatives_seed must not be negative: {config.negatives_seed}")
+
+
 class Evaluation:
     """Measures a model, or popularity, on the targets of one part of a split."""
 
@@ -48,10 +59,7 @@ class Evaluation:
         Raises:
           UserError: A value of `config.eval` out of its range.
         """
-        if min(config.eval.ks, default=0) < 1:
-            raise UserError(f"eval.ks must be numbers from 1 up, got {config.eval.ks}")
-        if config.eval.num_negatives < 1:
-            raise UserError(f"eval.num_negatives must be at least 1: {config.eval.num_negatives}")
+        _check(config.eval)
         self._config, self._interactions, self._split = config, interactions, split
         self._mesh, self._with_coverage = mesh, with_coverage
         self._targets = getattr(split, part)

@@ -57,6 +57,11 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         raise UserError(f"seed must lie in [0, 2**32), got {config.seed}")
     if config.train.loss_chunk < 1:
         raise UserError(f"train.loss_chunk must be at least 1, got {config.train.loss_chunk}")
+    if config.train.target == "all" and not config.model.causal:
+        raise UserError(
+            "model.causal=false would show every token the item that it is to predict: "
+            "train.target must be 'last' then, not 'all'"
+        )
     interactions, split = _setup.load_data(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     sharding.check_batch(config.train.batch_rows, mesh)
