@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -251,6 +252,16 @@ def test_a_damaged_config_of_a_run_is_named(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="config.json is damaged"):
         _workdir.read_config(tmp_path)
+
+
+def test_damaged_results_are_named_and_how_to_get_them_back(whole, log, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    path = tmp_path / "run" / "results.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(UserError, match="results.json is damaged; delete it"):
+        train.main(flags(log, tmp_path / "run"))
+    path.unlink()
+    assert run("train", *flags(log, tmp_path / "run")) == whole[1]
 
 
 def test_a_folder_without_a_run_cannot_be_evaluated(tmp_path):
