@@ -153,7 +153,7 @@ class Evaluator:
           params: Of the model, laid out over the mesh.
           batches: From `evaluation_batches`; between them, every row of `negatives` once.
           negatives: From `metrics.draw_negatives`, one row for each user.
-          with_coverage: Whether to note the best places of items, which takes half as long again.
+          with_coverage: Whether to note the best places of items, which takes about a third longer.
 
         Returns:
           Ranks in the order of `negatives`.

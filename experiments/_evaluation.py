@@ -54,7 +54,7 @@ class Evaluation:
           split: Of the log.
           part: "valid" or "test".
           mesh: Devices over which users are split.
-          with_coverage: Whether coverage is measured too, which takes half as long again.
+          with_coverage: Whether coverage is measured too, which takes about a third longer.
 
         Raises:
           UserError: A value of `config.eval` out of its range.
