@@ -10,14 +10,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from blossom_jax import metrics, sharding
-from blossom_jax.data.interactions import Interactions
-from blossom_jax.data.split import Targets
+from blossom_jax import memory, metrics, sharding
+from blossom_jax.coverage import NOWHERE, coverage, note_places
+from blossom_jax.data.evaluation_batches import BatchShape
 
 Params = Any  # a pytree
 Batch = dict[str, Any]  # of arrays, from evaluation_batches
 KS = (1, 5, 10, 20)
-_LENGTH_BOUNDARIES = {5, 10, 20, 40, 80, 160, 320}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +30,8 @@ class Ranks:
       uniform: float64[n], among the target and `num_negatives` uniform others.
       num_items: V, size of the catalogue.
       num_negatives: Uniform items drawn for each user, the same at every evaluation.
+      best_places: {"full": int32[V + 1], "full_keep": ..}, the best place of each item in the
+        ranking of any user, from `coverage.note_places`; {} where it was not asked for.
     """
 
     full: Float[np.ndarray, "n"]
@@ -38,6 +39,7 @@ class Ranks:
     uniform: Float[np.ndarray, "n"]
     num_items: int
     num_negatives: int
+    best_places: dict[str, Int[np.ndarray, "catalogue"]] = dataclasses.field(default_factory=dict)
 
 
 def last_scores(graphdef: nnx.GraphDef) -> Callable[[Params, Batch], Float[Array, "b items"]]:
@@ -68,6 +70,7 @@ class Evaluator:
         *,
         num_items: int,
         mesh: jax.sharding.Mesh,
+        ks: Sequence[int] = KS,
     ):
         """Prepares one program; it is compiled once for each shape of batch.
 
@@ -75,23 +78,74 @@ class Evaluator:
           score: `(params, batch) -> scores`, item k in column k.
           num_items: V, size of the catalogue.
           mesh: Devices over which the users of a batch are split.
+          ks: Where the rankings are cut off whose coverage is asked for.
         """
         self._num_items = num_items
         self._mesh = mesh
+        num_places = min(max(ks), num_items)
 
-        def rank(params, batch):
+        def rank(params, batch, best_places, with_coverage):
             scores, target = score(params, batch), batch["target"]
             new = metrics.without_seen(scores, batch["seen"])
-            return {
+            ranks = {
                 "full": metrics.rank_of_target(new, target, num_items=num_items),
                 "full_keep": metrics.rank_of_target(scores, target, num_items=num_items),
                 "uniform": metrics.rank_among(scores, target, batch["negatives"]),
             }
 
-        self._rank = jax.jit(rank, out_shardings=sharding.replicated(mesh))
+            def note(best_places):
+                return {
+                    name: note_places(best_places[name], ranked, target > 0, k=num_places)
+                    for name, ranked in {"full": new, "full_keep": scores}.items()
+                }
+
+            return ranks, jax.lax.cond(with_coverage, note, lambda same: same, best_places)
+
+        self._rank = jax.jit(rank, donate_argnums=2, out_shardings=sharding.replicated(mesh))
+        self._programs = {}
+
+    def prepare(self, params: Params, shapes: Iterable[BatchShape], num_negatives: int) -> int:
+        """Compiles the programs for all batches ahead of them.
+
+        Args:
+          params: Of the model, or ShapeDtypeStructs with the shardings that they will have.
+          shapes: From `evaluation_shapes`.
+          num_negatives: Columns of the negatives.
+
+        Returns:
+          Bytes that the largest program holds at once on one device, the parameters included.
+        """
+        place = sharding.batch_sharding(self._mesh)
+        needed = [0]
+        for rows, length, seen in shapes:
+            widths = {"item_ids": [length], "positions": [length], "last": [], "target": []}
+            widths |= {"seen": [seen], "negatives": [num_negatives]}
+            inputs = {
+                name: jax.ShapeDtypeStruct((rows, *width), jnp.int32, sharding=place)
+                for name, width in widths.items()
+            }
+            program = self._program(params, inputs, *self._coverage_inputs(False))
+            needed.append(memory.program_bytes(program))
+        return max(needed)
+
+    def _program(self, params, inputs, places, with_coverage):
+        key = tuple(array.shape for _, array in sorted(inputs.items()))
+        if key not in self._programs:
+            self._programs[key] = self._rank.lower(params, inputs, places, with_coverage).compile()
+        return self._programs[key]
+
+    def _coverage_inputs(self, with_coverage):
+        size = self._num_items + 1
+        places = {name: jnp.full(size, NOWHERE, jnp.int32) for name in ("full", "full_keep")}
+        return jax.device_put((places, np.bool_(with_coverage)), sharding.replicated(self._mesh))
 
     def __call__(
-        self, params: Params, batches: Iterable[Batch], negatives: Int[np.ndarray, "n N"]
+        self,
+        params: Params,
+        batches: Iterable[Batch],
+        negatives: Int[np.ndarray, "n N"],
+        *,
+        with_coverage: bool = False,
     ) -> Ranks:
         """Ranks every user's target.
 
@@ -99,6 +153,7 @@ class Evaluator:
           params: Of the model, laid out over the mesh.
           batches: From `evaluation_batches`; between them, every row of `negatives` once.
           negatives: From `metrics.draw_negatives`, one row for each user.
+          with_coverage: Whether to note the best places of items, which takes about a third longer.
 
         Returns:
           Ranks in the order of `negatives`.
@@ -106,13 +161,16 @@ class Evaluator:
         Raises:
           ValueError: If a user is missing.
         """
+        places, wanted = self._coverage_inputs(with_coverage)
         found = []
         for batch in batches:
             row = batch["row"]
             inputs = {name: array for name, array in batch.items() if name != "row"}
             inputs["negatives"] = negatives[row]
             inputs = jax.device_put(inputs, sharding.batch_sharding(self._mesh))
-            found.append((row, self._rank(params, inputs)))  # the device is still at work on it
+            arguments = params, inputs, places, wanted
+            rank, places = self._program(*arguments)(*arguments)
+            found.append((row, rank))  # the device is still at work on it
 
         num_users, num_negatives = negatives.shape
         ranks = {name: np.full(num_users, np.nan) for name in ("full", "full_keep", "uniform")}
@@ -121,7 +179,12 @@ class Evaluator:
                 ranks[name][row[row >= 0]] = np.asarray(values)[row >= 0]
         if missing := int(np.isnan(ranks["full"]).sum()):
             raise ValueError(f"the batches leave out {missing} of {num_users} users")
-        return Ranks(**ranks, num_items=self._num_items, num_negatives=num_negatives)
+        return Ranks(
+            **ranks,
+            num_items=self._num_items,
+            num_negatives=num_negatives,
+            best_places=jax.device_get(places) if with_coverage else {},
+        )
 
 
 def summarize(ranks: Ranks, ks: Sequence[int] = KS) -> dict[str, float]:
@@ -133,16 +196,18 @@ def summarize(ranks: Ranks, ks: Sequence[int] = KS) -> dict[str, float]:
 
     Returns:
       {"full/recall@10": .., "full_keep/..": .., "uni100/..": .., "uni100_corrected/..": ..,
-      "repeated_targets": share of users whose target is not new to them}. The name of uni100 has
-      the number of negatives; its corrected form estimates `full_keep`.
+      "full/coverage@10": .., "full_keep/coverage@10": .., "repeated_targets": share of users whose
+      target is not new to them}. The name of uni100 has the number of negatives; its corrected
+      form estimates `full_keep`. Coverage is there where the best places are.
     """
     uniform = f"uni{ranks.num_negatives}"
     corrected = metrics.corrected_metrics_from_ranks(
         ranks.uniform, ks, num_items=ranks.num_items, num_negatives=ranks.num_negatives
     )
+    covered = {name: coverage(best, ks) for name, best in ranks.best_places.items()}
     by_protocol = {
-        "full": metrics.metrics_from_ranks(ranks.full, ks),
-        "full_keep": metrics.metrics_from_ranks(ranks.full_keep, ks),
+        "full": metrics.metrics_from_ranks(ranks.full, ks) | covered.get("full", {}),
+        "full_keep": metrics.metrics_from_ranks(ranks.full_keep, ks) | covered.get("full_keep", {}),
         uniform: metrics.metrics_from_ranks(ranks.uniform, ks),
         f"{uniform}_corrected": corrected,
     }
@@ -153,43 +218,3 @@ def summarize(ranks: Ranks, ks: Sequence[int] = KS) -> dict[str, float]:
     }
     repeated = np.isinf(ranks.full) & np.isfinite(ranks.full_keep)
     return {**found, "repeated_targets": float(np.mean(repeated))}
-
-
-def history_lengths(interactions: Interactions, targets: Targets) -> Int[np.ndarray, "n"]:
-    """Counts the events before each target, those beyond what the model sees included."""
-    return targets.target - interactions.offsets[targets.users]
-
-
-def by_length(
-    ranks: Ranks,
-    lengths: Int[np.ndarray, "n"],
-    *,
-    dense_length: int,
-    ks: Sequence[int] = KS,
-) -> list[dict[str, int | float]]:
-    """Averages the metrics of users with histories of similar length.
-
-    Args:
-      ranks: From `Evaluator`.
-      lengths: From `history_lengths`, for the same users.
-      dense_length: Up to this length, (N + 1) S, attention leaves nothing out; a bucket ends there.
-      ks: Where rankings are cut off.
-
-    Returns:
-      A dict for each bucket that has users, shortest histories first: "min_length" and
-      "max_length" that occur in it, "num_users", and the metrics of `summarize`.
-    """
-    ends = sorted(_LENGTH_BOUNDARIES | {dense_length})
-    bucket = np.searchsorted(ends, lengths)  # a length equal to an end is inside
-    return [_bucket(ranks, lengths, bucket == b, ks) for b in np.unique(bucket)]
-
-
-def _bucket(ranks, lengths, inside, ks):
-    protocols = ("full", "full_keep", "uniform")
-    chosen = {name: getattr(ranks, name)[inside] for name in protocols}
-    return {
-        "min_length": int(lengths[inside].min()),
-        "max_length": int(lengths[inside].max()),
-        "num_users": int(inside.sum()),
-        **summarize(dataclasses.replace(ranks, **chosen), ks),
-    }

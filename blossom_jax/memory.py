@@ -11,13 +11,16 @@ import jax
 from blossom_jax.errors import UserError
 
 
-def check_fits(what: str, bytes_per_device: int, devices: Sequence[jax.Device]) -> None:
+def check_fits(
+    what: str, bytes_per_device: int, devices: Sequence[jax.Device], *, lower: str
+) -> None:
     """Raises if every device of ours is asked for more than it has.
 
     Args:
       what: Needs the bytes; for the message.
       bytes_per_device: Asked of each device.
       devices: All devices of the mesh.
+      lower: What to lower so that fewer bytes are needed; for the message.
 
     Raises:
       UserError: With the bytes asked for, and those there are.
@@ -29,7 +32,7 @@ def check_fits(what: str, bytes_per_device: int, devices: Sequence[jax.Device]) 
         raise UserError(
             f"{what} needs {asked:,} bytes, more than the {available:,} of this "
             f"{'host' if ours[0].platform == 'cpu' else ours[0].device_kind}: "
-            "lower the sizes in config.model, train.batch_rows or data.row_length"
+            f"lower {lower}"
         )
 
 

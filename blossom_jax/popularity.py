@@ -3,9 +3,12 @@
 Every user has the same scores, so ranks are looked up instead of computed for each user.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Int
 
+from blossom_jax.coverage import NOWHERE
 from blossom_jax.data.interactions import Interactions
 from blossom_jax.data.ragged import ragged_arange
 from blossom_jax.data.split import Split, Targets
@@ -29,6 +32,7 @@ def popularity_ranks(
     split: Split,
     targets: Targets,
     negatives: Int[np.ndarray, "n N"],
+    coverage_ks: Sequence[int] = (),
 ) -> Ranks:
     """Ranks every target by how often each item occurs in what is trained on.
 
@@ -37,6 +41,7 @@ def popularity_ranks(
       split: Says what is trained on.
       targets: The users to evaluate and their targets.
       negatives: From `metrics.draw_negatives`, those of the model.
+      coverage_ks: Where the rankings are cut off whose coverage is asked for, if it is.
 
     Returns:
       What `evaluate.Evaluator` finds for a model whose scores are the counts.
@@ -59,7 +64,35 @@ def popularity_ranks(
         uniform=1 + np.sum(_ahead(counts[negatives], own[:, None]), axis=1),
         num_items=interactions.num_items,
         num_negatives=negatives.shape[1],
+        best_places=_best_places(counts, user, item, max(coverage_ks)) if coverage_ks else {},
     )
+
+
+def _best_places(counts, user, item, k):
+    """Finds the best place of each item in anyone's first k, as `coverage.note_places` does.
+
+    Args:
+      counts: [V + 1], the scores of every user.
+      user: Ascending, the user of each seen item.
+      item: The items that are seen, each once a user.
+      k: Places that are looked at.
+    """
+    order = 1 + np.argsort(-counts[1:], kind="stable")
+    full, full_keep = np.full((2, len(counts)), NOWHERE, np.int32)
+    full_keep[order[:k]] = np.arange(len(order[:k]))
+
+    # With everything seen taken out, the place q of a user goes to the item that has q unseen ones
+    # before it: to order[q + the seen items that have at most q unseen ones before them].
+    place = np.empty_like(counts)
+    place[order] = np.arange(len(order))
+    place = np.sort(user * len(counts) + place[item]) - user * len(counts)
+    first = np.searchsorted(user, np.arange(user[-1] + 1))
+    unseen_before = place - (np.arange(len(user)) - first[user])
+    for q in range(min(k, len(order))):
+        taken = q + np.bincount(user[unseen_before <= q], minlength=len(first))
+        taken = np.unique(taken[taken < len(order)])
+        full[order[taken]] = np.minimum(full[order[taken]], q)
+    return {"full": full, "full_keep": full_keep}
 
 
 def _ahead(others, own):

@@ -1,6 +1,6 @@
 """Shows what a run measured."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 _HEADLINE = 10  # where the printed metrics are cut off, if it was measured
 
@@ -12,7 +12,13 @@ def describe_run(results: dict) -> str:
         f"{results['best_step']:,} of {results['steps']:,}; trained for "
         f"{results['train_seconds']:,.0f} s on {results['device']}"
     )
-    return table(title, results["test"], results["popularity"], results["test_by_length"])
+    return table(
+        title,
+        results["test"],
+        results["popularity"],
+        results["test_by_length"],
+        results["test_by_popularity"],
+    )
 
 
 def table(
@@ -20,14 +26,16 @@ def table(
     model: dict[str, float],
     popularity: dict[str, float],
     by_length: Sequence[dict[str, float]],
+    by_popularity: Sequence[dict[str, float]],
 ) -> str:
-    """Returns a model's metrics beside popularity's, and those by history length.
+    """Returns a model's metrics beside popularity's, and those by bucket of users.
 
     Args:
       title: First line.
       model: Metrics by name, from `evaluate.summarize`.
       popularity: Likewise.
-      by_length: From `evaluate.by_length`.
+      by_length: From `buckets.by_length`.
+      by_popularity: From `buckets.by_popularity`.
     """
     ks = [int(name.partition("@")[2]) for name in model if "@" in name]
     k = _HEADLINE if _HEADLINE in ks else max(ks)
@@ -38,15 +46,21 @@ def table(
         ratio = f"{model[name] / popularity[name]:.2f}" if measured else "-"
         rows.append((name, f"{model[name]:.4f}", f"{popularity[name]:.4f}", ratio))
 
-    buckets = [("history length", "users", f"full/ndcg@{k}", f"full_keep/ndcg@{k}")]
-    for bucket in by_length:
-        lengths = f"{bucket['min_length']}-{bucket['max_length']}"
-        full, keep = (f"{bucket[name]:.4f}" for name in buckets[0][2:])
-        buckets.append((lengths, f"{bucket['num_users']:,}", full, keep))
-    return "\n".join([title, "", *_align(rows), "", *_align(buckets)])
+    lengths = _by_bucket("history length", "length", by_length, k)
+    counts = _by_bucket("target trained on", "count", by_popularity, k)
+    return "\n".join([title, "", *_align(rows), "", *_align(lengths), "", *_align(counts)])
 
 
-def _align(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def _by_bucket(title, name, buckets, k):
+    shown = (f"full/ndcg@{k}", f"full_keep/ndcg@{k}")
+    yield title, "users", *shown
+    for bucket in buckets:
+        values = f"{bucket[f'min_{name}']}-{bucket[f'max_{name}']}"
+        yield values, f"{bucket['num_users']:,}", *(f"{bucket[metric]:.4f}" for metric in shown)
+
+
+def _align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *others in rows:
         cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))

@@ -1,16 +1,14 @@
 """Builds what a config describes, for every command that trains or uses a model."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import ml_collections
 import optax
 from flax import nnx
 
-from blossom_jax import data, evaluate, metrics, optimizer, popularity, sharding
+from blossom_jax import data, optimizer
 from blossom_jax.compression import is_compressor_parameter
-from blossom_jax.data.evaluation_batches import evaluation_batches
 from blossom_jax.data.pipeline import TrainStream
 from blossom_jax.data.registry import DATASETS
 from blossom_jax.data.windows import training_windows
@@ -120,84 +118,3 @@ def make_optimizer(
         accumulate_steps=train.accumulate_steps,
         frozen=(lambda path: False) if trains_all else is_compressor_parameter,
     )
-
-
-def make_evaluator(
-    graphdef: nnx.GraphDef, interactions: data.Interactions, mesh: jax.sharding.Mesh
-) -> evaluate.Evaluator:
-    """Returns what ranks by the model, in validation and test alike: compiled once for both."""
-    score = evaluate.last_scores(graphdef)
-    return evaluate.Evaluator(score, num_items=interactions.num_items, mesh=mesh)
-
-
-class Evaluation:
-    """Measures a model, or popularity, on the targets of one part of a split."""
-
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        interactions: data.Interactions,
-        split: data.Split,
-        part: str,
-        mesh: jax.sharding.Mesh,
-    ):
-        """Draws the negatives.
-
-        Args:
-          config: Its sections `eval` and `model` are read.
-          interactions: The log.
-          split: Of the log.
-          part: "valid" or "test".
-          mesh: Devices over which users are split.
-
-        Raises:
-          UserError: A value of `config.eval` out of its range.
-        """
-        if min(config.eval.ks, default=0) < 1:
-            raise UserError(f"eval.ks must be numbers from 1 up, got {config.eval.ks}")
-        if config.eval.num_negatives < 1:
-            raise UserError(f"eval.num_negatives must be at least 1: {config.eval.num_negatives}")
-        self._config, self._interactions, self._split = config, interactions, split
-        self._mesh = mesh
-        self._targets = getattr(split, part)
-        self._negatives = metrics.draw_negatives(
-            interactions.items[self._targets.target],
-            interactions.num_items,
-            num=config.eval.num_negatives,
-            seed=config.eval.negatives_seed,
-        )
-        next(self._batches())  # refuses here what it would refuse after the first epoch
-
-    def popularity(self) -> dict[str, float]:
-        """Returns the metrics of ranking by how often an item was trained on."""
-        ranks = popularity.popularity_ranks(
-            self._interactions, self._split, self._targets, self._negatives
-        )
-        return evaluate.summarize(ranks, self._config.eval.ks)
-
-    def rank(self, evaluator: evaluate.Evaluator, params: Any) -> evaluate.Ranks:
-        """Ranks all targets by a model with some parameters."""
-        return evaluator(params, self._batches(), self._negatives)
-
-    def _batches(self):
-        return evaluation_batches(
-            self._interactions,
-            self._targets,
-            max_length=self._config.model.max_length,
-            batch_users=self._config.eval.batch_users,
-            multiple_of=self._mesh.shape[sharding.DATA],
-        )
-
-    def summarize(self, ranks: evaluate.Ranks) -> dict[str, float]:
-        """Returns the metrics of all protocols by name."""
-        return evaluate.summarize(ranks, self._config.eval.ks)
-
-    def by_length(self, ranks: evaluate.Ranks) -> list[dict[str, float]]:
-        """Returns the metrics by bucket of history length."""
-        model = self._config.model
-        return evaluate.by_length(
-            ranks,
-            evaluate.history_lengths(self._interactions, self._targets),
-            dense_length=(model.num_selected_blocks + 1) * model.selection_block_size,
-            ks=self._config.eval.ks,
-        )

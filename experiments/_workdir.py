@@ -61,9 +61,18 @@ def write_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
 
 
 def read_results(workdir: pathlib.Path) -> dict | None:
-    """Returns results.json of a finished run, or None."""
+    """Returns results.json of a finished run, or None.
+
+    Raises:
+      UserError: It cannot be read.
+    """
     path = workdir / "results.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged; delete it, and the same command tests the run again: {error}"
+        ) from error
 
 
 def write_results(workdir: pathlib.Path, results: dict) -> None:

@@ -14,7 +14,7 @@ from blossom_jax import sharding
 from blossom_jax.checkpoint import Checkpoints
 from blossom_jax.errors import UserError
 from blossom_jax.train_step import abstract_params
-from experiments import _cli, _results, _setup, _workdir
+from experiments import _cli, _evaluation, _results, _setup, _workdir
 
 
 def main(argv: Sequence[str]) -> None:
@@ -45,6 +45,9 @@ def evaluate(workdir: pathlib.Path, part: str) -> dict:
     interactions, split = _setup.load_data(config)
     mesh = sharding.make_mesh()
     graphdef, like = abstract_params(_setup.model_maker(config, interactions.num_items), mesh)
+    evaluation = _evaluation.Evaluation(config, interactions, split, part, mesh, with_coverage=True)
+    evaluator = _evaluation.make_evaluator(config, graphdef, interactions.num_items, mesh)
+    evaluation.prepare(evaluator, like)
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     with contextlib.closing(checkpoints):
         progress = checkpoints.latest_progress()
@@ -54,14 +57,14 @@ def evaluate(workdir: pathlib.Path, part: str) -> dict:
         params = checkpoints.restore_params(progress["best_step"], like)
     if params is None:
         raise UserError(f"{workdir} holds no whole checkpoint of step {progress['best_step']}")
-    evaluation = _setup.Evaluation(config, interactions, split, part, mesh)
-    ranks = evaluation.rank(_setup.make_evaluator(graphdef, interactions, mesh), params)
+    ranks = evaluation.rank(evaluator, params)
     return {
         "title": f"{interactions.name}: {part} of {config.model.attention} attention after step "
         f"{progress['best_step']:,}",
         "model": evaluation.summarize(ranks),
         "popularity": evaluation.popularity(),
         "by_length": evaluation.by_length(ranks),
+        "by_popularity": evaluation.by_popularity(ranks),
     }
 
 

@@ -11,36 +11,22 @@ XLA_FLAGS=--xla_gpu_deterministic_ops=true: by default XLA adds up there in any 
 """
 
 import contextlib
-import difflib
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from flax import nnx
 
-from blossom_jax import memory, sharding
 from blossom_jax.checkpoint import Checkpoints
-from blossom_jax.data import Interactions, Split
-from blossom_jax.data.pipeline import TrainStream
-from blossom_jax.errors import UserError
-from blossom_jax.evaluate import Evaluator
 from blossom_jax.metric_log import MetricLog, Terminal
 from blossom_jax.model import num_params
-from blossom_jax.train_step import (
-    State,
-    abstract_params,
-    abstract_state,
-    init_state,
-    make_train_step,
-)
-from blossom_jax.trainer import Progress, Schedule, Trainer, on_devices
+from blossom_jax.train_step import State
+from blossom_jax.trainer import Progress, Trainer, on_devices
 from experiments import _cli, _results, _setup, _workdir
+from experiments._plan import Plan, make_plan
 
 
 def main(argv: Sequence[str]) -> None:
@@ -69,16 +55,15 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict | No
       UserError: Something in the config or the data; the folder is left as it was.
       NonFiniteError: A loss or gradient that is not finite.
     """
-    plan = _plan(config)
+    plan = make_plan(config)
     _workdir.write_config(workdir, config)
     with contextlib.closing(plan.stream), _checkpoints(workdir) as checkpoints:
         state, progress = _start_or_resume(plan, checkpoints)
         with _logs(workdir, progress.step, plan.schedule.num_steps) as (log, terminal):
             terminal.say(_describe(plan, progress))
-            evaluator = _setup.make_evaluator(plan.graphdef, plan.interactions, plan.mesh)
             trainer = Trainer(
                 plan.step,
-                lambda params: plan.valid.summarize(plan.valid.rank(evaluator, params)),
+                lambda params: plan.valid.summarize(plan.valid.rank(plan.evaluator, params)),
                 plan.schedule,
                 checkpoints,
                 log,
@@ -93,91 +78,10 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict | No
             if params is None:
                 terminal.say(f"the parameters after step {progress.step:,} are tested instead")
                 params = state["params"]
-            results = _test(plan, evaluator, params, progress)
+            results = _test(plan, params, progress)
             log.write(progress.step, "test", results["test"])
             _workdir.write_results(workdir, results)
     return results
-
-
-class _Plan(NamedTuple):
-    """A run that was found to be possible, of which nothing is on the devices yet."""
-
-    config: ml_collections.ConfigDict
-    interactions: Interactions
-    split: Split
-    mesh: jax.sharding.Mesh
-    stream: TrainStream
-    schedule: Schedule
-    graphdef: nnx.GraphDef
-    like: State  # described
-    init: Callable[[], State]
-    step: Callable[[State, dict], tuple[State, dict]]
-    valid: _setup.Evaluation
-
-
-def _plan(config: ml_collections.ConfigDict) -> _Plan:
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"seed must lie in [0, 2**32), got {config.seed}")
-    if config.train.loss_chunk < 1:
-        raise UserError(f"train.loss_chunk must be at least 1, got {config.train.loss_chunk}")
-    interactions, split = _setup.load_data(config)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
-    sharding.check_batch(config.train.batch_rows, mesh)
-    valid = _setup.Evaluation(config, interactions, split, "valid", mesh)
-    if config.eval.metric not in (measured := valid.popularity()):
-        nearest = difflib.get_close_matches(config.eval.metric, measured, n=1, cutoff=0.0)
-        raise UserError(f"eval.metric={config.eval.metric}: did you mean {nearest[0]}?")
-    stream = _setup.make_stream(config, interactions, split)
-    schedule = _setup.make_schedule(config, stream.steps_per_epoch)
-    optimizer = _setup.make_optimizer(config, schedule.num_steps)
-    make_model = _setup.model_maker(config, interactions.num_items)
-    graphdef, _ = abstract_params(make_model, mesh)
-    like = abstract_state(make_model, optimizer, mesh)
-    step = make_train_step(
-        graphdef,
-        optimizer,
-        mesh,
-        like,
-        num_items=interactions.num_items,
-        loss_chunk=config.train.loss_chunk,
-    )
-    return _Plan(
-        config,
-        interactions,
-        split,
-        mesh,
-        stream,
-        schedule,
-        graphdef,
-        like,
-        lambda: init_state(make_model, optimizer, like),
-        _compile(step, like, config, mesh),
-        valid,
-    )
-
-
-def _compile(step: jax.stages.Wrapped, like: State, config, mesh) -> Callable:
-    """Compiles the step for the only shapes that there are; refuses one that does not fit."""
-    shape = config.train.batch_rows, config.data.row_length
-    devices = list(mesh.devices.flat)
-    rows_per_device = config.train.batch_rows // mesh.shape[sharding.DATA]
-    # The compiler finds out what is needed to the byte, but may fail at absurd sizes; so first
-    # what is needed at least: the state, the gradients, and each layer's input for each token.
-    hidden = rows_per_device * config.data.row_length * config.model.hidden_size
-    at_least = (
-        memory.shard_bytes(like)
-        + memory.shard_bytes(like["params"])
-        + hidden * config.model.num_layers * jnp.dtype(config.model.dtype).itemsize
-    )
-    memory.check_fits("a training step", at_least, devices)
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
-        for name in ("item_ids", "targets", "positions")
-    }
-    seed = jax.device_put(np.uint32(config.seed), sharding.replicated(mesh))
-    compiled = step.lower(like, batch, seed).compile()
-    memory.check_fits("a training step", memory.program_bytes(compiled), devices)
-    return lambda state, batch: compiled(state, batch, seed)
 
 
 @contextlib.contextmanager
@@ -198,7 +102,7 @@ def _logs(workdir: pathlib.Path, step: int, num_steps: int) -> Iterator[tuple[Me
             yield log, terminal
 
 
-def _start_or_resume(plan: _Plan, checkpoints: Checkpoints) -> tuple[State, Progress]:
+def _start_or_resume(plan: Plan, checkpoints: Checkpoints) -> tuple[State, Progress]:
     restored = checkpoints.restore_latest(plan.like)
     if restored is None:
         return plan.init(), Progress(plan.interactions.content_hash, plan.stream.get_state())
@@ -208,7 +112,7 @@ def _start_or_resume(plan: _Plan, checkpoints: Checkpoints) -> tuple[State, Prog
     return state, progress
 
 
-def _describe(plan: _Plan, progress: Progress) -> str:
+def _describe(plan: Plan, progress: Progress) -> str:
     log, config, metric = plan.interactions, plan.config, plan.config.eval.metric
     begun = f"resuming after step {progress.step:,}; " if progress.step else ""
     return (
@@ -222,10 +126,9 @@ def _describe(plan: _Plan, progress: Progress) -> str:
     )
 
 
-def _test(plan: _Plan, evaluator: Evaluator, params: nnx.State, progress: Progress) -> dict:
+def _test(plan: Plan, params: nnx.State, progress: Progress) -> dict:
     """Asks the test questions, once; returns what stands in results.json."""
-    test = _setup.Evaluation(plan.config, plan.interactions, plan.split, "test", plan.mesh)
-    ranks = test.rank(evaluator, params)
+    ranks = plan.test.rank(plan.evaluator, params)
     return {
         "dataset": plan.interactions.name,
         "model": plan.config.model.attention,
@@ -240,15 +143,16 @@ def _test(plan: _Plan, evaluator: Evaluator, params: nnx.State, progress: Progre
         "commit": _workdir.git_commit(),
         "train_seconds": progress.train_seconds,
         "valid": progress.best_metrics,
-        "test": test.summarize(ranks),
-        "test_by_length": test.by_length(ranks),
-        "popularity": test.popularity(),
+        "test": plan.test.summarize(ranks),
+        "test_by_length": plan.test.by_length(ranks),
+        "test_by_popularity": plan.test.by_popularity(ranks),
+        "popularity": plan.test.popularity(),
         "protocol": plan.split.card,
         "data": plan.interactions.card,
     }
 
 
-def _count_params(plan: _Plan) -> int:
+def _count_params(plan: Plan) -> int:
     return num_params(nnx.merge(plan.graphdef, plan.like["params"]))
 
 

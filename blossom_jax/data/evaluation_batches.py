@@ -1,6 +1,7 @@
 """Evaluation batches: every user once, in few shapes."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int32
@@ -12,6 +13,44 @@ from blossom_jax.errors import UserError
 
 _SHORTEST = 16  # events in the smallest bucket of histories
 _FULL_BATCH_LENGTH = 64  # tokens in a row, beyond which batches have fewer rows
+
+
+class BatchShape(NamedTuple):
+    """Sizes of a batch: b rows, l tokens that the model sees, s items of the history.
+
+    Attributes:
+      rows: b.
+      length: l.
+      seen: s.
+    """
+
+    rows: int
+    length: int
+    seen: int
+
+
+def evaluation_shapes(
+    interactions: Interactions,
+    targets: Targets,
+    *,
+    max_length: int,
+    batch_users: int,
+    multiple_of: int = 1,
+) -> list[BatchShape]:
+    """Returns the different shapes of what `evaluation_batches` yields, without making any of it.
+
+    Args:
+      interactions: As there, and so on.
+      targets: Likewise.
+      max_length: Likewise.
+      batch_users: Likewise.
+      multiple_of: Likewise.
+
+    Raises:
+      UserError: `batch_users` does not divide by `multiple_of`.
+    """
+    lengths = np.sort(_history_lengths(interactions, targets))
+    return [shape for shape, _, _ in _buckets(lengths, max_length, batch_users, multiple_of)]
 
 
 def evaluation_batches(
@@ -47,22 +86,37 @@ def evaluation_batches(
     Raises:
       UserError: `batch_users` does not divide by `multiple_of`.
     """
+    lengths = _history_lengths(interactions, targets)
+    order = np.argsort(lengths, kind="stable")
+    for shape, begin, end in _buckets(lengths[order], max_length, batch_users, multiple_of):
+        for first in range(begin, end, shape.rows):
+            present = order[first : min(first + shape.rows, end)]
+            rows = np.concatenate([present, np.full(shape.rows - len(present), -1)])
+            yield _evaluation_batch(interactions, targets, rows, shape)
+
+
+def _history_lengths(interactions: Interactions, targets: Targets) -> Int[np.ndarray, "n"]:
+    return targets.target - interactions.offsets[targets.users]
+
+
+def _buckets(
+    lengths: Int[np.ndarray, "n"], max_length: int, batch_users: int, multiple_of: int
+) -> list[tuple[BatchShape, int, int]]:
+    """Returns a shape for each bucket that has users, and which of the sorted lengths are in it."""
     if batch_users < 1 or batch_users % multiple_of:
         raise UserError(
             "eval.batch_users must be a positive multiple of the devices that share it: "
             f"eval.batch_users={batch_users}, devices={multiple_of}"
         )
-    lengths = targets.target - interactions.offsets[targets.users]
-    order = np.argsort(lengths, kind="stable")
-    sizes = _bucket_sizes(int(lengths.max(initial=0)), max_length)
-    bounds = np.searchsorted(lengths[order], sizes, side="right")
-    for size, begin, end in zip(sizes, [0, *bounds], bounds, strict=False):
+    sizes = _bucket_sizes(int(lengths[-1]) if len(lengths) else 0, max_length)
+    bounds = [0, *np.searchsorted(lengths, sizes, side="right").tolist()]
+    buckets = []
+    for size, begin, end in zip(sizes, bounds[:-1], bounds[1:], strict=True):
         length = min(size, max_length)
-        b = _rows_of_batch(batch_users, length, multiple_of)
-        for first in range(begin, end, b):
-            present = order[first : min(first + b, end)]
-            rows = np.concatenate([present, np.full(b - len(present), -1)])
-            yield _evaluation_batch(interactions, targets, rows, length, size)
+        rows = _rows_of_batch(batch_users, length, multiple_of)
+        if end > begin:
+            buckets.append((BatchShape(rows, length, size), begin, end))
+    return buckets
 
 
 def _bucket_sizes(longest: int, max_length: int) -> list[int]:
@@ -83,21 +137,20 @@ def _evaluation_batch(
     interactions: Interactions,
     targets: Targets,
     rows: Int[np.ndarray, "b"],
-    max_length: int,
-    max_seen: int,
+    shape: BatchShape,
 ) -> Batch:
     """Builds the batch of some of the targets; row -1 stays empty."""
     present = rows >= 0
     end = targets.target[rows]
     history = np.where(present, end - interactions.offsets[targets.users[rows]], 0)
-    length = np.minimum(history, max_length)
-    column = np.arange(max_length)
+    length = np.minimum(history, shape.length)
+    column = np.arange(shape.length)
     return {
-        "item_ids": _events_before(interactions, end, length, max_length),
+        "item_ids": _events_before(interactions, end, length, shape.length),
         "positions": np.where(column < length[:, None], column, -1).astype(np.int32),
         "last": np.maximum(length - 1, 0).astype(np.int32),
         "target": np.where(present, interactions.items[end], 0).astype(np.int32),
-        "seen": _events_before(interactions, end, history, max_seen),
+        "seen": _events_before(interactions, end, history, shape.seen),
         "row": rows,
     }
 

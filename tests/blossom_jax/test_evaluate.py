@@ -7,14 +7,16 @@ import pytest
 from flax import nnx
 
 from blossom_jax import metrics, sharding
-from blossom_jax.data.evaluation_batches import evaluation_batches
+from blossom_jax.data.evaluation_batches import (
+    BatchShape,
+    evaluation_batches,
+    evaluation_shapes,
+)
 from blossom_jax.data.interactions import Interactions
 from blossom_jax.data.split import leave_one_out
 from blossom_jax.evaluate import (
     Evaluator,
     Ranks,
-    by_length,
-    history_lengths,
     last_scores,
     summarize,
 )
@@ -60,14 +62,17 @@ def table():
     return np.random.default_rng(1).integers(-2, 3, (NUM_ITEMS + 1, 6)).astype(np.float32)
 
 
-def evaluate(batch_users=8, mesh=(1, 1), score=score_by_small_integers, params=None):
+def evaluate(
+    batch_users=8, mesh=(1, 1), score=score_by_small_integers, params=None, with_coverage=False
+):
     mesh = sharding.make_mesh(*mesh, devices=jax.devices()[: mesh[0] * mesh[1]])
     evaluator = Evaluator(score, num_items=NUM_ITEMS, mesh=mesh)
     batches = evaluation_batches(
         log(), targets(), max_length=MAX_LENGTH, batch_users=batch_users, multiple_of=mesh.size
     )
     params = table() if params is None else params
-    return evaluator(jax.device_put(params, sharding.replicated(mesh)), batches, negatives())
+    params = jax.device_put(params, sharding.replicated(mesh))
+    return evaluator(params, batches, negatives(), with_coverage=with_coverage)
 
 
 def slow_ranks():
@@ -103,6 +108,36 @@ def test_all_protocols():
 )
 def test_ranks_do_not_depend_on_batches_and_devices(batch_users, mesh):
     assert_same_ranks(evaluate(batch_users, mesh), slow_ranks())
+
+
+def slow_places():
+    """Lists, for every protocol and user, the items in the order in which they are recommended."""
+    found = {"full": [], "full_keep": []}
+    for user, end in zip(*targets(), strict=True):
+        begin = log().offsets[user]
+        hidden = table()[log().items[max(begin, end - MAX_LENGTH) : end]].sum(axis=0)
+        scores = table() @ hidden
+        items = sorted(range(1, NUM_ITEMS + 1), key=lambda item: (-scores[item], item))
+        seen = set(log().items[begin:end])
+        found["full"].append([item for item in items if item not in seen])
+        found["full_keep"].append(items)
+    return found
+
+
+@pytest.mark.parametrize(("batch_users", "mesh"), [(1, (1, 1)), (8, (1, 1)), (16, (4, 2))])
+def test_coverage_is_the_share_of_items_in_any_users_first_k(batch_users, mesh):
+    ranks = evaluate(batch_users, mesh, with_coverage=True)
+    assert_same_ranks(ranks, slow_ranks())
+    found = summarize(ranks)
+    for protocol, lists in slow_places().items():
+        for k in (1, 5, 10, 20):
+            covered = {item for items in lists for item in items[:k]}
+            assert found[f"{protocol}/coverage@{k}"] == len(covered) / NUM_ITEMS
+    assert 0 < found["full/coverage@1"] < found["full_keep/coverage@5"] < 1
+
+
+def test_coverage_is_measured_where_asked_for():
+    assert not any("coverage" in name for name in summarize(evaluate()))
 
 
 def test_a_model_ranks_alike_on_every_mesh():
@@ -147,6 +182,38 @@ def test_one_program_a_shape():
     assert len(traced) == len(set(traced)) <= 4
 
 
+def test_programs_compiled_ahead_are_those_that_run():
+    traced = []
+
+    def score(table, batch):
+        traced.append(batch["item_ids"].shape + batch["seen"].shape)
+        return score_by_small_integers(table, batch)
+
+    mesh = sharding.make_mesh(4, 2)
+    evaluator = Evaluator(score, num_items=NUM_ITEMS, mesh=mesh)
+    sizes = {"max_length": MAX_LENGTH, "batch_users": 16, "multiple_of": 4}
+    place = sharding.replicated(mesh)
+    params = jax.ShapeDtypeStruct(table().shape, jnp.float32, sharding=place)
+    needed = evaluator.prepare(params, evaluation_shapes(log(), targets(), **sizes), NUM_NEGATIVES)
+    num_programs = len(traced)
+    assert needed > table().nbytes + 4 * NUM_ITEMS * 4  # the scores of a device's four users
+    ranks = evaluator(
+        jax.device_put(table(), place), evaluation_batches(log(), targets(), **sizes), negatives()
+    )
+    assert_same_ranks(ranks, slow_ranks())
+    assert len(traced) == num_programs > 1
+
+
+def test_more_users_a_batch_need_more_bytes():
+    evaluator = Evaluator(
+        score_by_small_integers, num_items=NUM_ITEMS, mesh=sharding.make_mesh(8, 1)
+    )
+    shapes = [BatchShape(rows, 16, 32) for rows in (8, 80, 8000)]
+    needed = [evaluator.prepare(table(), [shape], NUM_NEGATIVES) for shape in shapes]
+    assert needed[0] < needed[1] < needed[2]
+    assert needed[2] > 1000 * NUM_ITEMS * 4
+
+
 def test_missing_users_are_noticed():
     evaluator = Evaluator(
         score_by_small_integers,
@@ -169,18 +236,3 @@ def test_summarize():
     assert found["uni30_corrected/mrr@10"] == pytest.approx(found["uni30/mrr@10"])
     assert found["repeated_targets"] == 0.25
     assert len(found) == 4 * 6 + 1
-
-
-def test_by_length():
-    ranks = evaluate()
-    lengths = history_lengths(log(), targets())
-    assert lengths.min() >= 2 and lengths.max() == 149
-    buckets = by_length(ranks, lengths, dense_length=12)
-    assert sum(bucket["num_users"] for bucket in buckets) == 47
-    assert buckets[0]["min_length"] == lengths.min()
-    ends = [0, 5, 10, 12, 20, 80, 160]
-    for low, high, bucket in zip(ends[:-1], ends[1:], buckets, strict=True):
-        inside = (lengths > low) & (lengths <= high)
-        assert bucket["num_users"] == inside.sum() > 0
-        assert bucket["max_length"] == lengths[inside].max()
-        assert bucket["full/mrr@20"] == metrics.metrics_from_ranks(ranks.full[inside])["mrr@20"]

@@ -51,10 +51,13 @@ def test_ranks_are_those_of_a_model_that_scores_by_counts(part):
         mesh=sharding.make_mesh(1, 1, devices=jax.devices()[:1]),
     )
     batches = evaluation_batches(interactions, targets, max_length=16, batch_users=4)
-    expected = evaluator(counts, batches, negatives)
-    found = popularity_ranks(interactions, split, targets, negatives)
+    expected = evaluator(counts, batches, negatives, with_coverage=True)
+    found = popularity_ranks(interactions, split, targets, negatives, coverage_ks=(1, 20))
     assert found.num_items == NUM_ITEMS and found.num_negatives == 8
     for protocol in ("full", "full_keep", "uniform"):
         np.testing.assert_array_equal(getattr(found, protocol), getattr(expected, protocol))
+    assert found.best_places.keys() == expected.best_places.keys() == {"full", "full_keep"}
+    for protocol, best in expected.best_places.items():
+        np.testing.assert_array_equal(found.best_places[protocol], best)
     assert np.isinf(found.full).any() and np.isfinite(found.full).any()
     assert len(np.unique(counts)) < NUM_ITEMS  # some tie

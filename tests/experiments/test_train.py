@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,8 +102,12 @@ def test_results_hold_what_is_needed_to_judge_them(whole):
     assert results["num_params"] > 30 * 16
     for name in ("full/recall@10", "full/ndcg@10", "full/mrr@10", "full_keep/ndcg@10"):
         assert results["test"][name] > results["popularity"][name]
-    assert set(results["valid"]) == set(results["test"]) == set(results["popularity"])
-    assert sum(bucket["num_users"] for bucket in results["test_by_length"]) == 56
+    assert set(results["test"]) == set(results["popularity"])
+    coverage = {f"{rule}/coverage@{k}" for rule in ("full", "full_keep") for k in (1, 5, 10, 20)}
+    assert set(results["test"]) - set(results["valid"]) == coverage
+    assert results["test"]["full_keep/coverage@10"] > results["popularity"]["full_keep/coverage@10"]
+    for buckets in ("test_by_length", "test_by_popularity"):
+        assert sum(bucket["num_users"] for bucket in results[buckets]) == 56
     assert results["protocol"]["test"]["users"] == 56
     assert results["data"]["content_hash"]
 
@@ -128,6 +133,15 @@ def test_popularity_is_printed_beside_the_model(whole):
     (row,) = [line.split() for line in printed.splitlines() if line.startswith("full/ndcg@10")]
     assert row[2] == f"{popularity:.4f}"
     assert float(row[3]) > 1
+
+
+def test_coverage_and_buckets_are_printed(whole):
+    workdir, printed = whole
+    results = results_of(workdir)
+    for name in ("full/coverage@10", "full_keep/coverage@10"):
+        assert f"{name}  " in printed and f"{results['test'][name]:.4f}" in printed
+    for bucket in results["test_by_popularity"]:
+        assert f"{bucket['min_count']}-{bucket['max_count']}  " in printed
 
 
 def test_killed_and_started_again_equals_uninterrupted(whole, log, tmp_path):
@@ -184,8 +198,13 @@ def test_changed_data_is_refused(whole, monkeypatch):
         ({"model__num_heads": 5}, "num_heads"),
         ({"eval__metric": "full/ndcg@11"}, "did you mean full/ndcg@1"),
         ({"eval__ks": "0,10"}, "eval.ks"),
+        ({"eval__ks": "1.5,10"}, "eval.ks must be whole numbers"),
+        ({"eval__ks": "()"}, "eval.ks"),
+        ({"eval__negatives_seed": -1}, "eval.negatives_seed must not be negative: -1"),
+        ({"model__causal": False}, "train.target must be 'last'"),
         ({"eval__num_negatives": 0}, "eval.num_negatives"),
         ({"eval__batch_users": 12}, "eval.batch_users=12"),
+        ({"eval__batch_users": 8 * 10**9}, r"evaluation needs [\d,]{13,} bytes.*eval.batch_users"),
         ({"train__loss_chunk": 0}, "train.loss_chunk"),
         ({"train__schedule": "linear"}, "schedule='linear'"),
         ({"data__split": "random"}, "data.split must be"),
@@ -199,6 +218,13 @@ def test_changed_data_is_refused(whole, monkeypatch):
 def test_what_cannot_work_is_refused_before_anything_is_written(log, tmp_path, changes, words):
     with pytest.raises(UserError, match=words):
         train.main(flags(log, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_evaluation_needs_is_known_to_the_byte_before_training(log, tmp_path, monkeypatch):
+    monkeypatch.setattr("blossom_jax.memory.available_bytes", lambda devices: 100_000_000)
+    with pytest.raises(UserError, match=r"evaluation needs [\d,]{11,} bytes, more than the 100,"):
+        train.main(flags(log, tmp_path / "run", eval__batch_users=8 * 20_000))
     assert not (tmp_path / "run").exists()
 
 
@@ -226,6 +252,16 @@ def test_a_damaged_config_of_a_run_is_named(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="config.json is damaged"):
         _workdir.read_config(tmp_path)
+
+
+def test_damaged_results_are_named_and_how_to_get_them_back(whole, log, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    path = tmp_path / "run" / "results.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(UserError, match="results.json is damaged; delete it"):
+        train.main(flags(log, tmp_path / "run"))
+    path.unlink()
+    assert run("train", *flags(log, tmp_path / "run")) == whole[1]
 
 
 def test_a_folder_without_a_run_cannot_be_evaluated(tmp_path):

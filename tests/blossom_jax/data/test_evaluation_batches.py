@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_log import toy_log
 
-from blossom_jax.data.evaluation_batches import evaluation_batches
+from blossom_jax.data.evaluation_batches import evaluation_batches, evaluation_shapes
 from blossom_jax.data.split import Targets, leave_one_out
 from blossom_jax.errors import UserError
 
@@ -57,8 +57,17 @@ def test_shapes_are_few_and_a_long_history_widens_its_own_bucket_only():
     log = toy_log([*range(3, 100)] * 3 + [5000])
     batches = batches_of(log, leave_one_out(log).test, batch_users=16)
     shapes = {(*batch["item_ids"].shape, batch["seen"].shape[1]) for batch in batches}
+    sizes = {"max_length": MAX_LENGTH, "batch_users": 16}
+    assert shapes == set(evaluation_shapes(log, leave_one_out(log).test, **sizes))
     assert shapes == {(16, 16, 16), (16, 32, 32), (16, 50, 64), (16, 50, 256), (16, 50, 16384)}
     assert sum(batch["seen"].shape[1] > 256 for batch in batches) == 1
+
+
+def test_shapes_are_known_without_users_in_a_bucket():
+    log = toy_log([5, 200])
+    targets = leave_one_out(log).test
+    shapes = evaluation_shapes(log, targets, max_length=64, batch_users=8)
+    assert shapes == [(8, 16, 16), (8, 64, 256)]
 
 
 def test_batches_of_long_rows_are_smaller_but_still_divide():

@@ -1,0 +1,139 @@
+"""Builds what a config says about evaluation, for every command that measures a model."""
+
+from typing import Any
+
+import jax
+import ml_collections
+from flax import nnx
+
+from blossom_jax import buckets, data, evaluate, memory, metrics, popularity, sharding
+from blossom_jax.data.evaluation_batches import evaluation_batches, evaluation_shapes
+from blossom_jax.errors import UserError
+
+
+def make_evaluator(
+    config: ml_collections.ConfigDict,
+    graphdef: nnx.GraphDef,
+    num_items: int,
+    mesh: jax.sharding.Mesh,
+) -> evaluate.Evaluator:
+    """Returns what ranks by the model, in validation and test alike: compiled once for both."""
+    score = evaluate.last_scores(graphdef)
+    return evaluate.Evaluator(score, num_items=num_items, mesh=mesh, ks=config.eval.ks)
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError at a value of `config.eval` that no evaluation can work with."""
+    ks = config.ks
+    if not ks or not all(isinstance(k, int) and k >= 1 for k in ks):
+        raise UserError(f"eval.ks must be whole numbers from 1 up, got {ks}")
+    if config.num_negatives < 1:
+        raise UserError(f"eval.num_negatives must be at least 1: {config.num_negatives}")
+    if config.negatives_seed < 0:
+        raise UserError(f"eval.negatives_seed must not be negative: {config.negatives_seed}")
+
+
+class Evaluation:
+    """Measures a model, or popularity, on the targets of one part of a split."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        interactions: data.Interactions,
+        split: data.Split,
+        part: str,
+        mesh: jax.sharding.Mesh,
+        *,
+        with_coverage: bool = False,
+    ):
+        """Draws the negatives.
+
+        Args:
+          config: Its sections `eval` and `model` are read.
+          interactions: The log.
+          split: Of the log.
+          part: "valid" or "test".
+          mesh: Devices over which users are split.
+          with_coverage: Whether coverage is measured too, which takes about a third longer.
+
+        Raises:
+          UserError: A value of `config.eval` out of its range.
+        """
+        _check(config.eval)
+        self._config, self._interactions, self._split = config, interactions, split
+        self._mesh, self._with_coverage = mesh, with_coverage
+        self._targets = getattr(split, part)
+        self._users = interactions, self._targets
+        self._sizes = {
+            "max_length": config.model.max_length,
+            "batch_users": config.eval.batch_users,
+            "multiple_of": mesh.shape[sharding.DATA],
+        }
+        self._negatives = metrics.draw_negatives(
+            interactions.items[self._targets.target],
+            interactions.num_items,
+            num=config.eval.num_negatives,
+            seed=config.eval.negatives_seed,
+        )
+        self._shapes = evaluation_shapes(*self._users, **self._sizes)
+
+    def prepare(self, evaluator: evaluate.Evaluator, params: Any, *, other_bytes: int = 0) -> None:
+        """Compiles what ranks by the model, before any of it is allocated.
+
+        Args:
+          evaluator: From `make_evaluator`.
+          params: Of the model, as ShapeDtypeStructs with shardings.
+          other_bytes: What each device holds besides, during evaluation.
+
+        Raises:
+          UserError: Sizes that do not fit, with the bytes asked for.
+        """
+        # As for training: what is needed at least, since the compiler may fail at absurd sizes.
+        items = self._interactions.num_items // self._mesh.shape[sharding.MODEL]
+        at_least = memory.shard_bytes(params) + max(
+            4 * rows // self._mesh.shape[sharding.DATA] * (items + length + seen)
+            for rows, length, seen in self._shapes
+        )
+        self._check_fits(other_bytes + at_least)
+        needed = evaluator.prepare(params, self._shapes, self._negatives.shape[1])
+        self._check_fits(other_bytes + needed)
+
+    def _check_fits(self, bytes_per_device: int) -> None:
+        lower = "eval.batch_users or the sizes in config.model"
+        memory.check_fits("evaluation", bytes_per_device, [*self._mesh.devices.flat], lower=lower)
+
+    def popularity(self) -> dict[str, float]:
+        """Returns the metrics of ranking by how often an item was trained on."""
+        ranks = popularity.popularity_ranks(
+            self._interactions,
+            self._split,
+            self._targets,
+            self._negatives,
+            coverage_ks=self._config.eval.ks if self._with_coverage else (),
+        )
+        return evaluate.summarize(ranks, self._config.eval.ks)
+
+    def rank(self, evaluator: evaluate.Evaluator, params: Any) -> evaluate.Ranks:
+        """Ranks all targets by a model with some parameters."""
+        batches = evaluation_batches(*self._users, **self._sizes)
+        return evaluator(params, batches, self._negatives, with_coverage=self._with_coverage)
+
+    def summarize(self, ranks: evaluate.Ranks) -> dict[str, float]:
+        """Returns the metrics of all protocols by name."""
+        return evaluate.summarize(ranks, self._config.eval.ks)
+
+    def by_length(self, ranks: evaluate.Ranks) -> list[buckets.Bucket]:
+        """Returns the metrics by bucket of history length."""
+        model = self._config.model
+        return buckets.by_length(
+            ranks,
+            buckets.history_lengths(self._interactions, self._targets),
+            dense_length=(model.num_selected_blocks + 1) * model.selection_block_size,
+            ks=self._config.eval.ks,
+        )
+
+    def by_popularity(self, ranks: evaluate.Ranks) -> list[buckets.Bucket]:
+        """Returns the metrics by bucket of how often the target was trained on."""
+        counts = popularity.item_counts(self._interactions, self._split)
+        target = self._interactions.items[self._targets.target]
+        return buckets.by_popularity(ranks, counts[target], ks=self._config.eval.ks)

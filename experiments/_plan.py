@@ -1,0 +1,131 @@
+"""Finds out whether a run is possible, before anything is written or is on a device."""
+
+import difflib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from blossom_jax import memory, sharding
+from blossom_jax.data import Interactions, Split
+from blossom_jax.data.pipeline import TrainStream
+from blossom_jax.errors import UserError
+from blossom_jax.evaluate import Evaluator
+from blossom_jax.train_step import (
+    State,
+    abstract_params,
+    abstract_state,
+    init_state,
+    make_train_step,
+)
+from blossom_jax.trainer import Schedule
+from experiments import _evaluation, _setup
+
+
+class Plan(NamedTuple):
+    """A run that was found to be possible, of which nothing is on the devices yet."""
+
+    config: ml_collections.ConfigDict
+    interactions: Interactions
+    split: Split
+    mesh: jax.sharding.Mesh
+    stream: TrainStream
+    schedule: Schedule
+    graphdef: nnx.GraphDef
+    like: State  # described
+    init: Callable[[], State]
+    step: Callable[[State, dict], tuple[State, dict]]
+    valid: _evaluation.Evaluation
+    test: _evaluation.Evaluation
+    evaluator: Evaluator
+
+
+def make_plan(config: ml_collections.ConfigDict) -> Plan:
+    """Reads the data and compiles the programs; writes nothing.
+
+    Args:
+      config: As `configs/common.py` describes it.
+
+    Raises:
+      UserError: Whatever makes the run impossible.
+    """
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed must lie in [0, 2**32), got {config.seed}")
+    if config.train.loss_chunk < 1:
+        raise UserError(f"train.loss_chunk must be at least 1, got {config.train.loss_chunk}")
+    if config.train.target == "all" and not config.model.causal:
+        raise UserError(
+            "model.causal=false would show every token the item that it is to predict: "
+            "train.target must be 'last' then, not 'all'"
+        )
+    interactions, split = _setup.load_data(config)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
+    sharding.check_batch(config.train.batch_rows, mesh)
+    valid = _evaluation.Evaluation(config, interactions, split, "valid", mesh)
+    test = _evaluation.Evaluation(config, interactions, split, "test", mesh, with_coverage=True)
+    if config.eval.metric not in (measured := valid.popularity()):
+        nearest = difflib.get_close_matches(config.eval.metric, measured, n=1, cutoff=0.0)
+        raise UserError(f"eval.metric={config.eval.metric}: did you mean {nearest[0]}?")
+    stream = _setup.make_stream(config, interactions, split)
+    schedule = _setup.make_schedule(config, stream.steps_per_epoch)
+    optimizer = _setup.make_optimizer(config, schedule.num_steps)
+    make_model = _setup.model_maker(config, interactions.num_items)
+    graphdef, _ = abstract_params(make_model, mesh)
+    like = abstract_state(make_model, optimizer, mesh)
+    step = make_train_step(
+        graphdef,
+        optimizer,
+        mesh,
+        like,
+        num_items=interactions.num_items,
+        loss_chunk=config.train.loss_chunk,
+    )
+    compiled = _compile(step, like, config, mesh)
+    evaluator = _evaluation.make_evaluator(config, graphdef, interactions.num_items, mesh)
+    moments = memory.shard_bytes(like) - memory.shard_bytes(like["params"])
+    for evaluation in (valid, test):
+        evaluation.prepare(evaluator, like["params"], other_bytes=moments)
+    return Plan(
+        config,
+        interactions,
+        split,
+        mesh,
+        stream,
+        schedule,
+        graphdef,
+        like,
+        lambda: init_state(make_model, optimizer, like),
+        compiled,
+        valid,
+        test,
+        evaluator,
+    )
+
+
+def _compile(step: jax.stages.Wrapped, like: State, config, mesh) -> Callable:
+    """Compiles the step for the only shapes that there are; refuses one that does not fit."""
+    shape = config.train.batch_rows, config.data.row_length
+    devices = list(mesh.devices.flat)
+    rows_per_device = config.train.batch_rows // mesh.shape[sharding.DATA]
+    # The compiler finds out what is needed to the byte, but may fail at absurd sizes; so first
+    # what is needed at least: the state, the gradients, and each layer's input for each token.
+    hidden = rows_per_device * config.data.row_length * config.model.hidden_size
+    at_least = (
+        memory.shard_bytes(like)
+        + memory.shard_bytes(like["params"])
+        + hidden * config.model.num_layers * jnp.dtype(config.model.dtype).itemsize
+    )
+    lower = "the sizes in config.model, train.batch_rows or data.row_length"
+    memory.check_fits("a training step", at_least, devices, lower=lower)
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
+        for name in ("item_ids", "targets", "positions")
+    }
+    seed = jax.device_put(np.uint32(config.seed), sharding.replicated(mesh))
+    compiled = step.lower(like, batch, seed).compile()
+    memory.check_fits("a training step", memory.program_bytes(compiled), devices, lower=lower)
+    return lambda state, batch: compiled(state, batch, seed)
