@@ -80,6 +80,7 @@ def make_train_step(
     *,
     num_items: int,
     loss_chunk: int,
+    packed: bool = True,
 ) -> jax.stages.Wrapped:
     """Returns the jitted step `(state, batch, seed) -> (state, metrics)`.
 
@@ -97,11 +98,14 @@ def make_train_step(
       like: The state as ShapeDtypeStructs with the shardings that it keeps.
       num_items: V, size of the catalogue.
       loss_chunk: Tokens whose logits exist at once.
+      packed: Whether a row may hold several histories, see `BlossomRec`.
     """
 
     def mean_loss(params, batch, key):
         model = nnx.merge(graphdef, params)
-        hidden = model(batch["item_ids"], batch["positions"], dropout_key=key)  # [B, L, M]
+        hidden = model(  # [B, L, M]
+            batch["item_ids"], batch["positions"], dropout_key=key, packed=packed
+        )
         loss_sum, count = full_cross_entropy(
             hidden.reshape(-1, hidden.shape[-1]),
             model.item_embedding.embedding[...],

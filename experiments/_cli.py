@@ -10,6 +10,8 @@ A command reads as
         _cli.run(main)
 """
 
+from __future__ import annotations  # ml_collections is imported only where a config is read
+
 import argparse
 import ast
 import contextlib
@@ -20,10 +22,12 @@ import operator
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-
-import ml_collections
+from typing import TYPE_CHECKING
 
 from blossom_jax.errors import NonFiniteError, UserError
+
+if TYPE_CHECKING:
+    import ml_collections
 
 _FILE_ERRORS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
@@ -108,6 +112,8 @@ def parse_with_config(parser: ArgumentParser, argv: Sequence[str]) -> argparse.N
 
 def load_config(path: str) -> ml_collections.ConfigDict:
     """Returns `get_config()` of a Python file, locked; `FILE.py:text` calls `get_config(text)`."""
+    import ml_collections
+
     path, *argument = path.split(":", 1)
     if not pathlib.Path(path).is_file():
         raise UserError(f"--config={path}: there is no such file")
@@ -162,7 +168,7 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
     """Returns {"section.name": value} in the config's order."""
     flat = {}
     for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
+        if isinstance(value, type(config)):
             flat |= {f"{name}.{inner}": v for inner, v in flatten(value).items()}
         else:
             flat[name] = value

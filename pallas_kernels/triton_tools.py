@@ -4,6 +4,7 @@ Kernels read whole arrays by computed row numbers, under masks, so no array is p
 [B, L, heads, D] they see a matrix of D columns, with row `(b * L + token) * heads + head`.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ with warnings.catch_warnings():  # deprecated since jax 0.11, and the only one t
     warnings.filterwarnings("ignore", message=".*Triton.*", category=DeprecationWarning)
     from jax.experimental.pallas import triton as plgpu
 
-NOTHING = 1e30  # log-sum-exp of a query that attends nothing: exp(logit - NOTHING) is 0
+NOTHING = 1e30  # log-sum-exp of a query that attends nothing: exp2(logit - NOTHING) is 0
+LOG2_E = math.log2(math.e)  # kernels keep logits in powers of two, the GPU's own exponential
 LEAST_TILE = 16  # rows, columns and depth of the smallest product
 
 
@@ -26,7 +28,7 @@ class Heads(NamedTuple):
     Attributes:
       length: L, tokens in a row of the batch.
       kv_heads: G.
-      group: query heads that share a key/value head, H / G.
+      group: R, query heads that share a key/value head, H / G.
     """
 
     length: int
@@ -35,26 +37,31 @@ class Heads(NamedTuple):
 
     @property
     def padded_group(self) -> int:
-        """Rows that a program sets aside for each token's group."""
+        """Rows that a program sets aside for a group."""
         return pl.next_power_of_2(self.group)
+
+    @property
+    def single(self) -> "Heads":
+        """The heads of k and v."""
+        return self._replace(group=1)
 
 
 class Tile(NamedTuple):
-    """The query heads that a program works on, each int32[rows] or bool[rows].
+    """The query heads that a program works on, token by token: [rows] each.
 
     Attributes:
-      token: index in the batch row.
-      position: position in the sequence, -1 for padding and for rows that stand for no query.
-      row: row of the query head in q, out and their gradients.
-      inside: whether the arrays have such a row.
-      real: whether it is a query, not padding.
+      token: int32, index in the batch row.
+      position: int32, position in the sequence, -1 for padding and for rows without a query.
+      key_row: int32, row of the token in k and v, which is also its number among (token, g).
+      row: int32, row of the query head in q.
+      inside: bool, whether the arrays have such a row.
     """
 
     token: Any
     position: Any
+    key_row: Any
     row: Any
     inside: Any
-    real: Any
 
 
 def launch(
@@ -115,6 +122,41 @@ def dot(a, b, interpret: bool, *, transpose_a: bool = False, transpose_b: bool =
     )
 
 
+def _instruction(name: str, interpret: bool, equal: Callable, *args):
+    """Runs one PTX instruction on f32 of one shape, or what equals it."""
+    if interpret:
+        return equal(*args)
+    shape = jnp.broadcast_shapes(*(x.shape for x in args))
+    [result] = plgpu.elementwise_inline_asm(
+        f"{name} {', '.join(f'${n}' for n in range(len(args) + 1))};",
+        args=[jnp.broadcast_to(x, shape) for x in args],
+        constraints=",".join(["=f"] + ["f"] * len(args)),
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(shape, jnp.float32)],
+    )
+    return result
+
+
+def exp2(x, interpret: bool):
+    """Raises 2 to a power; results below 2**-126 become 0."""
+    return _instruction("ex2.approx.ftz.f32", interpret, jnp.exp2, x)
+
+
+def log2(x, interpret: bool):
+    """Takes the logarithm of normal numbers, to 2**-22."""
+    return _instruction("lg2.approx.ftz.f32", interpret, jnp.log2, x)
+
+
+def reciprocal(x, interpret: bool):
+    """Divides 1 by normal numbers, to the last bit but one."""
+    return _instruction("rcp.approx.ftz.f32", interpret, lambda x: 1.0 / x, x)
+
+
+def fma(a, b, c, interpret: bool):
+    """Returns a * b + c, broadcast, in one instruction: XLA's Triton does not contract the two."""
+    return _instruction("fma.rn.f32", interpret, lambda a, b, c: a * b + c, a, b, c)
+
+
 def read(ref, rows, real, other=0.0, columns: int | None = None):
     """Reads rows of a matrix, or entries of a vector where `columns` is None; `other` if not real.
 
@@ -145,8 +187,8 @@ def write(ref, rows, real, value) -> None:
     plgpu.store(ref.at[rows, column], value, mask=real)
 
 
-def query_tile(positions, first, tokens: int, b, g, heads: Heads) -> Tile:
-    """Finds the query heads of `tokens` tokens from `first` on, token by token.
+def read_tile(positions, first, tokens: int, b, g, heads: Heads) -> Tile:
+    """Finds the query heads of `tokens` tokens from `first` on.
 
     Args:
       positions: ref of int32[B * L].
@@ -160,14 +202,9 @@ def query_tile(positions, first, tokens: int, b, g, heads: Heads) -> Tile:
     token, member = first + row // heads.padded_group, row % heads.padded_group
     inside = (token >= 0) & (token < heads.length) & (member < heads.group)
     at = b * heads.length + token
+    key_row = at * heads.kv_heads + g
     position = read(positions, at, inside, other=-1)
-    query_row = (at * heads.kv_heads + g) * heads.group + member
-    return Tile(token, position, query_row, inside, position >= 0)
-
-
-def key_rows(token, b, g, heads: Heads):
-    """Finds the rows of tokens in k and v."""
-    return (b * heads.length + token) * heads.kv_heads + g
+    return Tile(token, position, key_row, key_row * heads.group + member, inside)
 
 
 def to_matrix(x):

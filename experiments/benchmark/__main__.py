@@ -2,35 +2,38 @@
 
 python -m experiments.benchmark throughput --dataset=yelp --json=throughput.jsonl
 python -m experiments.benchmark attention --lengths=1024,4096,16384,65536 --plot=attention.svg
+python -m experiments.benchmark tune --output=tiles.json
+python -m experiments.benchmark gpu-report --few --output=report
 
 `COMMAND --help` lists the options. Every measurement is printed as one line of JSON, and all of
 them as a table at the end.
 """
 
+import importlib
 from collections.abc import Sequence
 
 from experiments import _cli
-from experiments.benchmark import attention, measure, throughput
 
-COMMANDS = {"throughput": throughput, "attention": attention}
+# Only the command's own module is imported: all but `throughput` need no library of data sets.
+COMMANDS = {
+    "throughput": "training on packed rows against padded rows",
+    "attention": "Blossom attention against dense attention",
+    "tune": "tiles of the GPU kernels",
+    "gpu-report": "on one GPU: attention, and training with it",
+}
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     parser = _cli.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, module in COMMANDS.items():
-        text = module.__doc__ or ""
-        subparser = subparsers.add_parser(name, help=text.partition("\n")[0], description=text)
-        subparser.add_argument("--json", metavar="FILE", help="also write the lines of JSON here")
-        subparser.add_argument(
-            "--rounds",
-            type=measure.positive,
-            default=3,
-            help="turns of two calls, 3 by default",
-        )
-        module.add_arguments(subparser)
-        subparser.set_defaults(run=module.run)
+    for name, text in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=text)
+        if argv[:1] == [name]:
+            module = importlib.import_module(f"experiments.benchmark.{name.replace('-', '_')}")
+            subparser.description = module.__doc__
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
     arguments = parser.parse_args(argv)
     arguments.run(arguments)
 

@@ -1,224 +1,185 @@
 """Times Blossom attention against dense attention, forward and backward, at several lengths.
 
-Both run on the same random queries, keys and values, one history to a row. Temporary bytes are
-those that the compiled program asks for besides its inputs and outputs. What would take more than
-half of the memory is compiled, so that its bytes are known, and not run.
+All run on the same random queries, keys and values, one history to a row; on a GPU several sets of
+inputs take turns, so that none is found in the cache. Temporary bytes are those that the compiled
+program asks for besides its inputs and outputs. What cannot run here, or does not fit, is reported
+with the reason. The fraction of the floor is that of `floor.py`.
+
+Peers are dense causal attention of a library, `xla`, `cudnn` or `torch`, with Blossom's own heads
+or, as in `cudnn:2x64`, with 2 heads of 64. PyTorch's temporary bytes are known on a GPU only.
 
 Not measured here are the layers around the attention: projections, and the compression of keys.
 """
 
 import argparse
 import dataclasses
-import functools
-from collections.abc import Callable
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array
 
 from blossom_jax import memory
-from blossom_jax.config import ModelConfig
-from blossom_jax.errors import UserError
-from experiments.benchmark import measure, plot
-from pallas_kernels import blossom_attention
-
-MEASURED = ("forward", "forward_backward")
-IMPLEMENTATIONS = ("xla", "reference")
-PEERS = {"dense_xla": functools.partial(jax.nn.dot_product_attention, implementation="xla")}
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """Shape of one call, in the letters of `pallas_kernels`."""
-
-    rows: int
-    length: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    dtype: str
+from experiments.benchmark import contenders, floor, machine, measure, plot, sizes
+from experiments.benchmark.contenders import MEASURED, Contender
+from experiments.benchmark.program import Program
+from experiments.benchmark.sizes import Draws, Sizes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this benchmark."""
     add = parser.add_argument
-    add("--lengths", type=_integers, default=(1024, 4096, 16384, 65536), help="tokens in a row")
-    add("--rows", type=_integers, default=(1,), help="rows, one number or one for each length")
-    add("--heads", type=measure.positive, default=8, help="query heads")
-    add("--kv-heads", type=measure.positive, default=2, help="key/value heads")
-    add("--head-size", type=measure.positive, default=16)
-    add("--dtype", choices=("float32", "bfloat16"), default="float32")
-    add("--implementations", type=_names(IMPLEMENTATIONS), default=("xla",), help="of Blossom")
-    add("--peers", type=_names(PEERS), default=tuple(PEERS), help="what it is compared with")
+    measure.add_arguments(parser)
+    add("--json", metavar="FILE", help="also write the lines of JSON here")
     add("--plot", metavar="FILE", help="draw seconds and bytes against length (.svg, .png, .pdf)")
+    sizes.add_arguments(parser, lengths=(1024, 4096, 16384, 65536))
+    add(
+        "--implementations",
+        type=measure.names(contenders.IMPLEMENTATIONS),
+        default=("xla",),
+        help=f"of Blossom, of {', '.join(contenders.IMPLEMENTATIONS)}; auto is what runs unnamed",
+    )
+    add("--peers", type=peers, default=("xla",), help="e.g. xla,cudnn,cudnn:2x64,torch")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measures everything, then prints a table and draws a plot."""
-    contenders = {f"blossom_{name}": _blossom(name) for name in arguments.implementations}
-    contenders |= {name: _dense(PEERS[name]) for name in arguments.peers}
-    sizes = _sizes(arguments)
-    report = measure.Report("attention", arguments.json)
-    for each in sizes:
-        compare(contenders, each, arguments.rounds, report)
-    _print(report.records)
+    chosen = choose(arguments.implementations, arguments.peers)
+    report = measure.Report("attention", arguments.json, arguments.commit)
+    ceilings = machine.measure_ceilings(arguments.rounds)
+    for each in sizes.read(arguments):
+        for measured in MEASURED:
+            compare(chosen, each, measured, arguments.rounds, report, ceilings)
+    print_table(report.records)
     if arguments.plot:
         plot.draw(report.records, arguments.plot)
 
 
-def _sizes(arguments: argparse.Namespace) -> list[Sizes]:
-    lengths, rows, heads = arguments.lengths, arguments.rows, arguments.heads
-    if len(rows) not in (1, len(lengths)):
-        raise UserError(f"--rows needs one number, or one for each of {lengths=}: {rows=}")
-    if heads % arguments.kv_heads:
-        raise UserError(f"--kv-heads={arguments.kv_heads} must divide --heads={heads}")
-    rest = (heads, arguments.kv_heads, arguments.head_size, arguments.dtype)
-    rows *= len(lengths) // len(rows)
-    return [Sizes(r, length, *rest) for r, length in zip(rows, lengths, strict=True)]
+def peers(text: str) -> tuple[str, ...]:
+    """Reads peers, as argparse's `type`."""
+    names = tuple(word for word in text.split(",") if word)
+    for name in names:
+        _peer(name)
+    return names
 
 
-# A contender makes, for some sizes, a function of positions and arrays, and these arguments.
-Contender = Callable[[Sizes], tuple[Callable[..., Array], tuple[Array, ...]]]
+def _peer(name: str) -> Contender:
+    found = re.fullmatch(r"(\w+)(?::(\d+)x(\d+))?", name)
+    if not found or found[1] not in contenders.LIBRARIES:
+        raise argparse.ArgumentTypeError(
+            f"{name!r} is none of {', '.join(contenders.LIBRARIES)}, with or without :HEADSxSIZE"
+        )
+    split = (measure.positive(found[2]), measure.positive(found[3])) if found[2] else None
+    return contenders.dense(found[1], split)
+
+
+def choose(implementations: tuple[str, ...], names: tuple[str, ...]) -> dict[str, Contender]:
+    """Returns contenders by the name that reports give them."""
+    chosen = {f"blossom_{name}": contenders.blossom(name) for name in implementations}
+    return chosen | {f"dense_{name}": _peer(name) for name in names}
 
 
 def compare(
-    contenders: dict[str, Contender], sizes: Sizes, rounds: int, report: measure.Report
+    chosen: Mapping[str, Contender],
+    size: Sizes,
+    measured: str,
+    rounds: int,
+    report: measure.Report,
+    ceilings: machine.Ceilings,
 ) -> None:
-    """Measures all contenders at one size, and reports each with its ratios.
+    """Measures all contenders at one size, and reports each.
 
-    `seconds_ratio` and `temporary_bytes_ratio` are to the first contender at the same size;
-    `temporary_bytes_growth` is to the same contender at the size that was measured first.
+    `speedup` and `memory_ratio` say by other contender how many times as much time and temporary
+    memory that one takes. `temporary_bytes_growth` is to the same contender at the length that was
+    measured first. `error` says why there are no seconds.
 
     Args:
-      contenders: By name.
-      sizes: Of the call.
+      chosen: Contenders by name.
+      size: Of the call.
+      measured: One of `MEASURED`.
       rounds: As in `measure.medians`.
       report: Where measurements are added.
+      ceilings: Of this machine.
     """
-    limit = memory.available_bytes(jax.local_devices()) // 2
-    for measured in MEASURED:
-        programs = {name: _compile(make, sizes, measured) for name, make in contenders.items()}
-        fitting = {
-            name: functools.partial(compiled, *inputs)
-            for name, (compiled, inputs) in programs.items()
-            if memory.program_bytes(compiled) <= limit
-        }
-        seconds = measure.medians(fitting, rounds)
-        size = {
-            name: compiled.memory_analysis().temp_size_in_bytes
-            for name, (compiled, _) in programs.items()
-        }
-        first = next(iter(contenders))
-        for name in contenders:
-            before = report.find(attention=name, measured=measured)
-            report.add(
-                attention=name,
-                measured=measured,
-                **dataclasses.asdict(sizes),
-                seconds=seconds.get(name),
-                seconds_ratio=_ratio(seconds.get(name), seconds.get(first)),
-                temporary_bytes=size[name],
-                temporary_bytes_ratio=_ratio(size[name], size[first]),
-                temporary_bytes_growth=_ratio(
-                    size[name], before["temporary_bytes"] if before else size[name]
-                ),
-            )
-
-
-def _ratio(value: float | None, base: float | None) -> float | None:
-    return value / base if value is not None and base else None
-
-
-def _compile(make: Contender, sizes: Sizes, measured: str):
-    attend, inputs = make(sizes)
-    if measured == "forward":
-        return jax.jit(attend).lower(*inputs).compile(), inputs
-
-    def loss(cotangent, positions, *inputs):
-        return jnp.sum(attend(positions, *inputs) * cotangent, dtype=jnp.float32)
-
-    inputs = (_normal(sizes, 3, sizes.heads), *inputs)
-    gradients = jax.value_and_grad(loss, argnums=tuple(range(2, len(inputs))))
-    return jax.jit(gradients).lower(*inputs).compile(), inputs
-
-
-def _normal(sizes: Sizes, seed: int, heads: int) -> Array:
-    shape = (sizes.rows, sizes.length, heads, sizes.head_size)
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), sizes.dtype)
-
-
-def _inputs(sizes: Sizes) -> tuple[Array, Array, Array, Array]:
-    """Returns positions, q, k, v."""
-    positions = jnp.tile(jnp.arange(sizes.length, dtype=jnp.int32), (sizes.rows, 1))
-    heads = (sizes.heads, sizes.kv_heads, sizes.kv_heads)
-    q, k, v = (_normal(sizes, seed, h) for seed, h in enumerate(heads))
-    return positions, q, k, v
-
-
-def _dense(attention: Callable[..., Array]) -> Contender:
-    def attend(positions, q, k, v):
-        return attention(q, k, v, is_causal=True)
-
-    return lambda sizes: (attend, _inputs(sizes))
-
-
-def _blossom(implementation: str) -> Contender:
-    model = ModelConfig()
-    block = model.selection_block_size
-
-    def attend(positions, q, k, v, summary_keys, gate):
-        return blossom_attention(
-            q,
-            k,
-            v,
-            summary_keys,
-            gate,
-            positions,
-            block_size=block,
-            num_selected=model.num_selected_blocks,
-            window=model.window,
-            implementation=implementation,
+    failed: dict[str, str] = {}
+    programs = _prepare(chosen, size, measured, failed)
+    fitting = {name: p.call for name, p in programs.items() if name not in failed}
+    seconds: dict[str, Any] = measure.medians(fitting, rounds, failed)
+    temporary = {name: program.temporary_bytes for name, program in programs.items()}
+    for name in chosen:
+        same = {"attention": name, "measured": measured} | _besides_length(size)
+        before = report.find(**same) or {"temporary_bytes": temporary.get(name)}
+        report.add(
+            **same,
+            rows=size.rows,
+            length=size.length,
+            seconds=seconds.get(name),
+            speedup=measure.times_of_others(name, seconds, chosen),
+            temporary_bytes=temporary.get(name),
+            memory_ratio=measure.times_of_others(name, temporary, chosen),
+            temporary_bytes_growth=measure.ratio(temporary.get(name), before["temporary_bytes"]),
+            error=failed.get(name),
+            **_floor(programs.get(name), seconds.get(name), ceilings),
         )
 
-    def make(sizes: Sizes):
-        positions, q, k, v = _inputs(sizes)
-        # The mean of a block stands in for what the compressor learns.
-        slots = -(-sizes.length // block)
-        whole = jnp.pad(k, ((0, 0), (0, slots * block - sizes.length), (0, 0), (0, 0)))
-        summary_keys = whole.reshape(sizes.rows, slots, block, *k.shape[2:]).mean(2)
-        gate = jnp.full((*q.shape[:3], 2), 0.5, q.dtype)
-        return attend, (positions, q, k, v, summary_keys, gate)
 
-    return make
+def _prepare(chosen, size: Sizes, measured: str, failed: dict[str, str]) -> dict[str, Program]:
+    draws = Draws()
+    limit = memory.available_bytes(jax.local_devices())
+    if jax.default_backend() == "cpu":
+        limit //= 2  # a host that runs out kills the process; a GPU says so
+    programs = {}
+    for name, prepare in chosen.items():
+        try:
+            programs[name] = prepare(size, measured, draws)
+        except Exception as error:  # the others go on
+            failed[name] = measure.reason(error)
+            continue
+        needed = programs[name].needed_bytes
+        if needed and needed > limit:
+            failed[name] = f"too large: needs {needed:,} bytes, the limit is {limit:,}"
+    return programs
 
 
-def _print(records: list[dict]) -> None:
+def _besides_length(size: Sizes) -> dict[str, Any]:
+    fields = dataclasses.asdict(size)
+    return {key: value for key, value in fields.items() if key not in ("rows", "length")}
+
+
+def _floor(
+    program: Program | None, seconds: float | None, ceilings: machine.Ceilings
+) -> dict[str, Any]:
+    if program is None:
+        return {}
+    least = floor.floor_seconds(program.moved_bytes, program.exponentials, ceilings)
+    return {
+        "input_sets": program.sets,
+        "floor_bytes": program.moved_bytes,
+        "floor_exponentials": program.exponentials,
+        "floor_seconds": least,
+        "floor_fraction": measure.ratio(least, seconds),
+        **ceilings._asdict(),
+    }
+
+
+def print_table(records: list[dict]) -> None:
+    """Prints what was measured, with a column of speedups for each contender, then what was not."""
+    measured = [record for record in records if record["seconds"]]
+    names = list(dict.fromkeys(record["attention"] for record in measured))
+
     def row(record):
-        seconds, ratio = record["seconds"], record["seconds_ratio"]
+        size, part = record["temporary_bytes"], record["floor_fraction"]
         return (
             record["attention"],
             record["measured"].replace("_", " + "),
             f"{record['rows']} x {record['length']:,}",
-            f"{seconds:.4f}" if seconds else "too large",
-            f"{ratio:.1f}x" if ratio else "",
-            f"{record['temporary_bytes'] / 2**20:,.1f}",
-            f"{record['temporary_bytes_ratio']:.1f}x" if record["temporary_bytes_ratio"] else "",
+            f"{record['seconds'] * 1e3:,.2f}",
+            *(measure.shown_ratio(record["speedup"].get(name)) for name in names),
+            f"{size / 2**20:,.1f}" if size is not None else "",
+            f"{part:.0%}",
         )
 
-    header = ("attention", "measured", "rows x length", "seconds", "", "temporary MiB", "")
-    measure.print_table(header, map(row, records))
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(measure.positive(word) for word in text.split(","))
-
-
-def _names(known) -> Callable[[str], tuple[str, ...]]:
-    def read(text: str) -> tuple[str, ...]:
-        names = tuple(word for word in text.split(",") if word)
-        if unknown := set(names) - set(known):
-            raise argparse.ArgumentTypeError(f"{min(unknown)!r} is none of {', '.join(known)}")
-        return names
-
-    return read
+    header = ["attention", "measured", "rows x length", "ms"]
+    header += [*(f"vs {name}" for name in names), "temporary MiB", "of floor"]
+    measure.print_table(header, map(row, measured))
+    measure.print_failures("attention", records)

@@ -17,18 +17,18 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from blossom_jax import sharding, train_step
 from blossom_jax.errors import UserError
 from blossom_jax.model import BlossomRec
 from experiments import _setup
-from experiments.benchmark import measure
-
-Batch = dict[str, np.ndarray]
+from experiments.benchmark import measure, training
+from experiments.benchmark.training import Batch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this benchmark."""
     add = parser.add_argument
+    measure.add_arguments(parser)
+    add("--json", metavar="FILE", help="also write the lines of JSON here")
     add("--dataset", default="yelp", help="name of a config, and of its data; yelp by default")
     add(
         "--batch-rows",
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     with _setup.make_stream(config, interactions, split) as stream:
         packed = next(stream)
     layouts = {"packed": packed, "padded": unpack(packed, config.model.max_length)}
-    report = measure.Report("throughput", arguments.json)
+    report = measure.Report("throughput", arguments.json, arguments.commit)
     make_model = _setup.model_maker(config, interactions.num_items)
     compare("encoder", layouts, encode(make_model), arguments.rounds, report)
     # With a target at padding too, the loss has no token to skip.
@@ -137,33 +137,13 @@ def step(
     make_model: Callable[[], BlossomRec], config: ml_collections.ConfigDict
 ) -> Callable[[Batch], Callable]:
     """Prepares the whole training step on one device."""
-    mesh = sharding.make_mesh(1, devices=jax.local_devices()[:1])
-    optimizer = _setup.make_optimizer(config, num_steps=10_000)
-    graphdef, _ = train_step.abstract_params(make_model, mesh)
-    like = train_step.abstract_state(make_model, optimizer, mesh)
-    program = train_step.make_train_step(
-        graphdef,
-        optimizer,
-        mesh,
-        like,
-        num_items=nnx.eval_shape(make_model).num_items,
+    prepare = training.make_step(
+        make_model,
+        _setup.make_optimizer(config, num_steps=10_000),
         loss_chunk=config.train.loss_chunk,
+        seed=config.seed,
     )
-    initial = train_step.init_state(make_model, optimizer, like)
-    seed = jnp.uint32(config.seed)
-
-    def prepare(batch):
-        state = jax.tree.map(jnp.copy, initial)  # the step consumes it
-        on_device = sharding.put_batch(batch, mesh)
-
-        def call():
-            nonlocal state
-            state, metrics = program(state, on_device, seed)
-            return metrics
-
-        return call
-
-    return prepare
+    return lambda batch: prepare(batch).call
 
 
 def _print(records: list[dict]) -> None:

@@ -14,7 +14,7 @@ class SelectionTiles:
       num_stages: depth of the pipeline.
     """
 
-    queries: int = 32
-    slots: int = 64
-    num_warps: int = 2
+    queries: int = 16
+    slots: int = 32
+    num_warps: int = 1
     num_stages: int = 1

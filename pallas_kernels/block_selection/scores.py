@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
@@ -42,7 +43,7 @@ class Inputs(NamedTuple):
     Attributes:
       mean_query: f32[B * L * G, D], scaled.
       summary_keys: [B * slots * G, D].
-      candidates: int32[B * L] each.
+      candidates: int32[B * L] each; `excluded` None where nothing is.
     """
 
     mean_query: Any
@@ -51,12 +52,19 @@ class Inputs(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """A tile of queries: rows of [B * L * G] arrays, which there are, their candidates, values."""
+    """A tile of queries.
+
+    Attributes:
+      row: int32[queries], rows of [B * L * G] arrays.
+      real: bool[queries], whether there is such a row.
+      candidates: int32[queries] each.
+      pieces: [queries, D] each; their sum is the mean query, to the last bit of f32.
+    """
 
     row: Any
     real: Any
     candidates: Candidates
-    value: Any
+    pieces: tuple
 
 
 def place(program, count: int, kv_heads: int):
@@ -70,9 +78,15 @@ def read_queries(x: Inputs, first, b, g, sizes: SelectionSizes) -> Queries:
     real = token < sizes.length
     at = b * sizes.length + token
     row = at * sizes.kv_heads + g
-    value = read(x.mean_query, row, real, columns=x.mean_query.shape[1])
-    candidates = Candidates(*(read(ref, at, real, other=0) for ref in x.candidates))
-    return Queries(row, real, candidates, value)
+    candidates = Candidates(
+        *(None if ref is None else read(ref, at, real, other=0) for ref in x.candidates)
+    )
+    rest = read(x.mean_query, row, real, columns=x.mean_query.shape[1])
+    pieces, dtype = [], x.summary_keys.dtype
+    for _ in range(1 if dtype == jnp.float32 else 3):
+        pieces.append(rest.astype(dtype))
+        rest -= pieces[-1].astype(jnp.float32)
+    return Queries(row, real, candidates, tuple(pieces))
 
 
 def read_keys(x: Inputs, first, b, g, sizes: SelectionSizes):
@@ -89,19 +103,22 @@ def scores(queries: Queries, slot, keys, interpret: bool):
     Queries keep all their bits: a choice between near equals must not depend on the dtype. Against
     bf16 keys that takes three bf16 products, each exact.
     """
-    first, number, excluded = (x[:, None] for x in queries.candidates)
-    slot = slot[None, :]
-    candidate = (slot >= first) & (slot < first + number) & (slot != excluded)
-    rest = queries.value
-    if keys.dtype == jnp.float32:
-        found = dot(rest, keys, interpret, transpose_b=True)
-    else:
-        found = jnp.zeros((rest.shape[0], keys.shape[0]), jnp.float32)
-        for _ in range(3):
-            piece = rest.astype(keys.dtype)
-            rest -= piece.astype(jnp.float32)
-            found += dot(piece, keys, interpret, transpose_b=True)
-    return jnp.where(candidate, found, MASKED)
+    found = dot(queries.pieces[0], keys, interpret, transpose_b=True)
+    for piece in queries.pieces[1:]:
+        found += dot(piece, keys, interpret, transpose_b=True)
+    first, number, excluded = queries.candidates
+
+    def mask(found):
+        place = slot[None, :] - first[:, None]
+        candidate = (place >= 0) & (place < number[:, None])
+        if excluded is not None:
+            candidate &= slot[None, :] != excluded[:, None]
+        return jnp.where(candidate, found, MASKED)
+
+    if excluded is not None:
+        return mask(found)
+    all_candidates = (first.max() <= slot.min()) & (slot.max() < (first + number).min())
+    return jax.lax.cond(all_candidates, lambda found: found, mask, found)
 
 
 def slot_range(queries: Queries, sizes: SelectionSizes):

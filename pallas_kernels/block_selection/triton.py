@@ -34,6 +34,8 @@ def block_selection(
     row = candidates(positions, block_size=block_size, causal=causal, mask_own_block=mask_own_block)
     sizes = SelectionSizes(length, slots, g, num_selected, SelectionTiles())
     first_query = block_size if causal else 0
+    if causal or not mask_own_block:
+        row = row._replace(excluded=None)
     if not with_probability:
         x = _inputs(mean_query, summary_keys, row)
         found = selection_forward(x, sizes, b, with_probability=False, interpret=interpret)
@@ -45,7 +47,7 @@ def _inputs(mean_query, summary_keys, row: Candidates) -> Inputs:
     return Inputs(
         to_matrix(pad_head(mean_query)),
         to_matrix(pad_head(summary_keys)),
-        Candidates(*(x.reshape(-1) for x in row)),
+        Candidates(*(None if x is None else x.reshape(-1) for x in row)),
     )
 
 

@@ -65,7 +65,7 @@ def selection_queries_kernel(x, out, *, sizes: SelectionSizes, interpret: bool):
         d_scores = _d_scores(queries, slot, keys, chosen, sizes, interpret)
         return d_query + dot(d_scores.astype(keys.dtype), keys, interpret)
 
-    d_query = jnp.zeros(queries.value.shape, jnp.float32)
+    d_query = jnp.zeros(queries.pieces[0].shape, jnp.float32)
     d_query = jax.lax.fori_loop(*slot_range(queries, sizes), step, d_query)
     write(out, queries.row, queries.real, d_query)
 
@@ -83,8 +83,8 @@ def selection_keys_kernel(x, out, *, sizes: SelectionSizes, first_query: int, in
     def step(n, d_keys):
         queries = read_queries(x, n * sizes.tiles.queries, b, g, sizes)
         d_scores = _d_scores(queries, slot, keys, chosen, sizes, interpret)
-        value = queries.value.astype(keys.dtype)
-        return d_keys + dot(d_scores.astype(keys.dtype), value, interpret, transpose_a=True)
+        d_scores = d_scores.astype(keys.dtype)
+        return d_keys + dot(d_scores, queries.pieces[0], interpret, transpose_a=True)
 
     begin = tile * sizes.tiles.slots * first_query // sizes.tiles.queries
     end = pl.cdiv(sizes.length, sizes.tiles.queries)

@@ -26,19 +26,26 @@ from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.triton_tools import launch, write
 
 
-def _sort_in(found, slot, best):
-    """Takes scores that beat a query's worst choice, best first, into its sorted choices."""
+def _sort_in(found, first_slot, best):
+    """Takes scores that beat a query's worst choice, best first, into its sorted choices.
+
+    Args:
+      found: f32[queries, slots].
+      first_slot: of the tile.
+      best: f32[queries] and int32[queries], N of each, by falling score.
+    """
+    column = jax.lax.broadcasted_iota(jnp.int32, found.shape, 1)
 
     def take(_, carry):
         found, values, slots = carry
         value = found.max(1)
-        chosen = jnp.where(found == value[:, None], slot[None, :], jnp.int32(2**30)).min(1)
-        found = jnp.where(slot[None, :] == chosen[:, None], MASKED, found)
-        values, slots = list(values), list(slots)
+        at = jnp.where(found == value[:, None], column, found.shape[1]).min(1)
+        found = jnp.where(column == at[:, None], MASKED, found)
+        values, slots, slot = list(values), list(slots), first_slot + at
         for n in range(len(values)):
             above = value > values[n]  # ties stay with the slot that came first
             values[n], value = jnp.where(above, value, values[n]), jnp.where(above, values[n], value)
-            slots[n], chosen = jnp.where(above, chosen, slots[n]), jnp.where(above, slots[n], chosen)
+            slots[n], slot = jnp.where(above, slot, slots[n]), jnp.where(above, slots[n], slot)
         return found, tuple(values), tuple(slots)
 
     values, slots = best
@@ -59,8 +66,9 @@ def selection_forward_kernel(
     begin, end = slot_range(queries, sizes)
 
     def score(n):
-        slot, _, _, keys = read_keys(x, n * sizes.tiles.slots, b, g, sizes)
-        return scores(queries, slot, keys, interpret), slot
+        first_slot = n * sizes.tiles.slots
+        slot, _, _, keys = read_keys(x, first_slot, b, g, sizes)
+        return scores(queries, slot, keys, interpret), first_slot
 
     none = jnp.full(queries.row.shape, MASKED, jnp.float32), jnp.full(queries.row.shape, -1)
     best = tuple((part.astype(part.dtype),) * sizes.num_selected for part in none)

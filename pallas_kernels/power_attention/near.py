@@ -1,14 +1,14 @@
 """Which keys stand near a query: shared by the kernels, forward and backward."""
 
 import dataclasses
-import functools
 
+import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.power_attention.config import NearTiles
-from pallas_kernels.power_attention.xla import allowed_distances
-from pallas_kernels.triton_tools import LEAST_TILE, Heads, Tile
+from pallas_kernels.triton_tools import LEAST_TILE, LOG2_E, Heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,25 +41,22 @@ class NearSizes:
 
     @property
     def tokens(self) -> int:
-        """Tokens in a program's tile."""
-        return max(LEAST_TILE, self.tiles.rows // self.heads.padded_group)
+        """Tokens of a program's tile.
+
+        The keys of a tile of queries that are at most so far back stand in the tile and the one
+        before it, so those two are the band.
+        """
+        return max(LEAST_TILE, pl.next_power_of_2(max(self.block_size, self.window)))
 
     @property
-    def keys(self) -> int:
-        """Tokens on the other side of one product."""
-        return min(self.tiles.keys, self.tokens)
+    def shifts(self) -> int:
+        """Powers of two beyond the band: tokens * 2, tokens * 4, ... below the longest history."""
+        return max(0, (self.max_history - 1).bit_length() - self.tokens.bit_length())
 
     @property
-    def behind(self) -> int:
-        """Tokens before the tile that its band covers: all distances up to this are in it."""
-        farthest = max(self.block_size, self.window) - 1
-        return max(1, -(-farthest // self.keys)) * self.keys
-
-    @functools.cached_property
-    def distances(self) -> tuple[int, ...]:
-        """Powers of two beyond the band."""
-        listed = allowed_distances(self.window or 1, True, self.max_history)
-        return tuple(d for d in listed if d > self.behind)
+    def log2_scale(self) -> float:
+        """Scale of logits that are powers of two."""
+        return self.scale * LOG2_E
 
     @property
     def launch(self) -> dict[str, int]:
@@ -78,17 +75,28 @@ class NearSizes:
         return program % tiles * self.tokens, b, g
 
 
-def token_range(first, size: int):
-    """Lists `size` tokens from `first` on."""
-    return first + jnp.arange(size, dtype=jnp.int32)
+def band_bias(position, distance, sizes: NearSizes):
+    """Finds what to add to the logits of a band: 0, or `MASKED` where a path does not attend.
+
+    Args:
+      position: int32[rows] of query heads, -1 where there is no query.
+      distance: int32[rows, keys], of the query from the key.
+      sizes: static sizes.
+
+    Returns:
+      f32[rows, keys] by path.
+    """
+    ahead = distance.astype(jnp.uint32)  # a key ahead of its query becomes a great distance
+    bias = {}
+    if sizes.block_size:
+        in_block = jnp.where(position >= 0, jax.lax.rem(position, sizes.block_size), -1)
+        bias["long"] = ahead < (in_block + 1).astype(jnp.uint32)[:, None]
+    if sizes.window:
+        near = (distance < sizes.window) | ((distance & (distance - 1)) == 0)
+        bias["short"] = near & (ahead < (position + 1).astype(jnp.uint32)[:, None])
+    return {name: jnp.where(allowed, 0.0, MASKED) for name, allowed in bias.items()}
 
 
-def allowed_near(path: str, query: Tile, key_token, sizes: NearSizes):
-    """Marks which keys of the band each query attends on a path: bool[rows, keys]."""
-    distance = query.token[:, None] - key_token[None, :]
-    position = query.position[:, None]
-    if path == "long":
-        return (distance >= 0) & (distance <= position % sizes.block_size) & (position >= 0)
-    power = (distance & (distance - 1)) == 0
-    within = (distance < sizes.window) | (power & (distance <= sizes.behind))
-    return (distance >= 0) & (distance <= position) & within
+def shift(n, sizes: NearSizes):
+    """Returns the n-th distance beyond the band."""
+    return jax.lax.shift_left(jnp.int32(2 * sizes.tokens), jnp.int32(n))

@@ -2,7 +2,7 @@
 
 Two kernels, neither of which adds to memory that another program writes: one walks the queries and
 finds their gradient, one walks the keys and finds theirs. A path's weight, gate included, is
-exp(logit - log_total), and the gradient of a logit is weight * (d_out . value - mean), with `mean`
+exp2(logit - log_total), and the gradient of a logit is weight * (d_out . value - mean), with `mean`
 the product of d_out and the path's own output. So both paths, gated or not, are one sum.
 """
 
@@ -12,16 +12,16 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.masked_softmax import MASKED
-from pallas_kernels.power_attention.near import NearSizes, allowed_near, token_range
+from pallas_kernels.power_attention.near import NearSizes, band_bias, shift
 from pallas_kernels.triton_tools import (
+    NOTHING,
     Tile,
     dot,
-    key_rows,
+    exp2,
+    fma,
     launch,
-    query_tile,
     read,
-    to_matrix,
+    read_tile,
     write,
 )
 
@@ -30,7 +30,8 @@ class PathTotals(NamedTuple):
     """What the backward pass needs of a path, f32[B * L * H] each.
 
     Attributes:
-      log_total: log-sum-exp of the logits less the logarithm of the gate; `NOTHING` for no key.
+      log_total: log-sum-exp of the logits less the gate's logarithm, as a power of two; `NOTHING`
+        where there is no key.
       mean: d_out times the path's output, summed over the head.
     """
 
@@ -61,59 +62,84 @@ class Inputs(NamedTuple):
     parts: Any
 
 
-def _weights(x: Inputs, tile: Tile, logits, d_weights, allowed):
-    """Weights and gradients of logits, [rows] or [rows, keys], summed over the paths."""
-    total_weight = total_gradient = jnp.zeros(logits.shape, jnp.float32)
-    for name, totals in x.totals.items():
-        log_total = read(totals.log_total, tile.row, tile.real)
-        mean = read(totals.mean, tile.row, tile.real)
-        if logits.ndim == 2:
-            log_total, mean = log_total[:, None], mean[:, None]
-        weight = jnp.exp(jnp.where(allowed[name], logits - log_total, MASKED))
-        total_weight += weight
-        total_gradient += weight * (d_weights - mean)
-    return total_weight, total_gradient
+class Queries(NamedTuple):
+    """A tile of query heads: q and d_out [rows, D], and `PathTotals` [rows] by path."""
+
+    q: Any
+    d_out: Any
+    totals: dict[str, PathTotals]
+
+
+def _read_queries(x: Inputs, row, real, paths) -> Queries:
+    totals = {
+        name: PathTotals(
+            read(x.totals[name].log_total, row, real, other=NOTHING),
+            read(x.totals[name].mean, row, real),
+        )
+        for name in paths
+    }
+    q, d_out = (read(ref, row, real, columns=x.q.shape[1]) for ref in (x.q, x.d_out))
+    return Queries(q, d_out, totals)
+
+
+def _band(queries: Queries, keys, values, bias, sizes: NearSizes, interpret: bool):
+    """Weights and gradients of the logits of a band, summed over the paths: [rows, keys]."""
+    scale = jnp.float32(sizes.log2_scale)
+    scores = dot(queries.q, keys, interpret, transpose_b=True)
+    d_weights = dot(queries.d_out, values, interpret, transpose_b=True)
+    weights, d_logits = 0.0, jnp.float32(0)
+    for name, totals in queries.totals.items():
+        shift = bias[name] - totals.log_total[:, None]
+        weight = exp2(fma(scores, scale, shift, interpret), interpret)
+        weights += weight
+        d_logits = fma(weight, d_weights - totals.mean[:, None], d_logits, interpret)
+    return weights, d_logits
+
+
+def _single(queries: Queries, key, value, sizes: NearSizes, interpret: bool):
+    """Weight and gradient of the logit of one key for each query, [rows, 1] each."""
+    totals, scale = queries.totals["short"], jnp.float32(sizes.log2_scale)
+    q, d_out = queries.q.astype(jnp.float32), queries.d_out.astype(jnp.float32)
+    logit = fma((q * key).sum(1), scale, -totals.log_total, interpret)
+    weight = exp2(logit, interpret)
+    d_logit = weight * ((d_out * value).sum(1) - totals.mean)
+    return weight[:, None], d_logit[:, None]
 
 
 def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     """Finds the gradient of `sizes.tokens` tokens' query heads of one key/value head."""
     heads, columns = sizes.heads, x.q.shape[1]
     first, b, g = sizes.place(pl.program_id(0))
-    tile = query_tile(x.positions, first, sizes.tokens, b, g, heads)
-    q, d_out = (read(ref, tile.row, tile.real, columns=columns) for ref in (x.q, x.d_out))
+    tile = read_tile(x.positions, first, sizes.tokens, b, g, heads)
+    band = read_tile(x.positions, first - sizes.tokens, 2 * sizes.tokens, b, g, heads.single)
+    keys, values = (read(ref, band.row, band.inside, columns=columns) for ref in (x.k, x.v))
+    bias = band_bias(tile.position, tile.token[:, None] - band.token[None, :], sizes)
+    queries = _read_queries(x, tile.row, tile.inside, sizes.paths)
 
-    def band(n, d_q):
-        token = token_range(first - sizes.behind + n * sizes.keys, sizes.keys)
-        real = (token >= 0) & (token < heads.length)
-        rows = key_rows(token, b, g, heads)
-        keys, values = (read(ref, rows, real, columns=columns) for ref in (x.k, x.v))
-        logits = dot(q, keys, interpret, transpose_b=True) * sizes.scale
-        d_weights = dot(d_out, values, interpret, transpose_b=True)
-        allowed = {name: allowed_near(name, tile, token, sizes) for name in sizes.paths}
-        _, d_logits = _weights(x, tile, logits, d_weights, allowed)
-        return d_q + dot(d_logits.astype(keys.dtype), keys, interpret)
+    def add_shifted(n, d_q):
+        distance = shift(n, sizes)
+        rows, seen = tile.key_row - distance * heads.kv_heads, tile.position >= distance
+        key, value = (
+            read(ref, rows, seen, columns=columns).astype(jnp.float32) for ref in (x.k, x.v)
+        )
+        # A key that is not attended was read as 0, so its weight does not matter.
+        _, d_logit = _single(queries, key, value, sizes, interpret)
+        return fma(d_logit, key, d_q, interpret)
 
-    d_q = jnp.zeros((tile.row.size, columns), jnp.float32)
-    d_q = jax.lax.fori_loop(0, (sizes.behind + sizes.tokens) // sizes.keys, band, d_q)
-    if "short" in x.totals:
-        short = x._replace(totals={"short": x.totals["short"]})
-        wide_q, wide_d_out = q.astype(jnp.float32), d_out.astype(jnp.float32)
-        for distance in sizes.distances:
-            allowed = tile.position >= distance
-            rows = key_rows(tile.token - distance, b, g, heads)
-            keys = read(x.k, rows, allowed, columns=columns).astype(jnp.float32)
-            values = read(x.v, rows, allowed, columns=columns).astype(jnp.float32)
-            logit = (wide_q * keys).sum(1) * sizes.scale
-            d_weight = (wide_d_out * values).sum(1)
-            _, d_logit = _weights(short, tile, logit, d_weight, {"short": allowed})
-            d_q += d_logit[:, None] * keys
-    d_q *= sizes.scale
-    for n in range(sizes.num_selected if x.parts else 0):
+    def add_selected(n, d_q):
         slots, d_parts = x.parts
-        pair = (tile.row // heads.group) * sizes.num_selected + n
-        chosen = tile.real & (read(slots, pair, tile.real, other=-1) >= 0)
-        row = pair * heads.group + tile.row % heads.group
-        d_q += read(d_parts, row, chosen, columns=columns).astype(jnp.float32)
+        pair = tile.key_row * sizes.num_selected + n
+        chosen = read(slots, pair, tile.inside, other=-1) >= 0
+        row = pair * heads.group + (tile.row - tile.key_row * heads.group)
+        return d_q + read(d_parts, row, chosen, columns=columns).astype(jnp.float32)
+
+    _, d_logits = _band(queries, keys, values, bias, sizes, interpret)
+    d_q = dot(d_logits.astype(keys.dtype), keys, interpret)
+    if "short" in sizes.paths:
+        d_q = jax.lax.fori_loop(0, sizes.shifts, add_shifted, d_q)
+    d_q *= sizes.scale
+    if x.parts:
+        d_q = jax.lax.fori_loop(0, sizes.num_selected, add_selected, d_q)
     write(out, tile.row, tile.inside, d_q)
 
 
@@ -121,68 +147,63 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     """Finds the gradients of `sizes.tokens` tokens' key and value of one key/value head."""
     heads, columns = sizes.heads, x.q.shape[1]
     first, b, g = sizes.place(pl.program_id(0))
-    token = token_range(first, sizes.tokens)
-    inside = token < heads.length
-    rows = key_rows(token, b, g, heads)
-    keys, values = (read(ref, rows, inside, columns=columns) for ref in (x.k, x.v))
-
-    def band(n, carry):
-        d_k, d_v = carry
-        begin = first + n * sizes.keys
-        tile = query_tile(x.positions, begin, sizes.keys, b, g, heads)
-        q, d_out = (read(ref, tile.row, tile.real, columns=columns) for ref in (x.q, x.d_out))
-        logits = dot(q, keys, interpret, transpose_b=True) * sizes.scale
-        d_weights = dot(d_out, values, interpret, transpose_b=True)
-        allowed = {name: allowed_near(name, tile, token, sizes) for name in sizes.paths}
-        weights, d_logits = _weights(x, tile, logits, d_weights, allowed)
-        d_k += dot(d_logits.astype(q.dtype), q, interpret, transpose_a=True)
-        d_v += dot(weights.astype(q.dtype), d_out, interpret, transpose_a=True)
-        return d_k, d_v
-
-    d_k = d_v = jnp.zeros((sizes.tokens, columns), jnp.float32)
-    d_k, d_v = jax.lax.fori_loop(
-        0, (sizes.tokens + sizes.behind) // sizes.keys, band, (d_k, d_v)
-    )
-    if "short" in x.totals and sizes.distances:
-        far_k, far_v = _shifted_keys(x, first, b, g, sizes)
+    tile = read_tile(x.positions, first, sizes.tokens, b, g, heads.single)
+    band = read_tile(x.positions, first, 2 * sizes.tokens, b, g, heads)
+    keys, values = (read(ref, tile.row, tile.inside, columns=columns) for ref in (x.k, x.v))
+    bias = band_bias(band.position, band.token[:, None] - tile.token[None, :], sizes)
+    queries = _read_queries(x, band.row, band.inside, sizes.paths)
+    weights, d_logits = _band(queries, keys, values, bias, sizes, interpret)
+    dtype = queries.q.dtype
+    d_k = dot(d_logits.astype(dtype), queries.q, interpret, transpose_a=True)
+    d_v = dot(weights.astype(dtype), queries.d_out, interpret, transpose_a=True)
+    if "short" in sizes.paths and sizes.shifts:
+        far_k, far_v = _shifted_keys(x, first, b, g, sizes, interpret)
         d_k, d_v = d_k + far_k, d_v + far_v
     d_k *= sizes.scale
     if x.parts:
-        position = read(x.positions, b * heads.length + token, inside, other=-1)
-        offset = position % sizes.block_size
-        last = token - offset + sizes.block_size - 1
-        at_last = read(x.positions, b * heads.length + last, last < heads.length, other=-1)
-        whole = (position >= 0) & (at_last == position - offset + sizes.block_size - 1)
-        slots = pl.cdiv(heads.length, sizes.block_size)
-        block = (b * heads.kv_heads + g) * slots + (token - offset) // sizes.block_size
-        row = block * sizes.block_size + offset
+        row, whole = _block_rows(x.positions, tile, b, g, sizes)
         d_k += read(x.parts[0], row, whole, columns=columns).astype(jnp.float32)
         d_v += read(x.parts[1], row, whole, columns=columns).astype(jnp.float32)
-    write(out[0], rows, inside, d_k)
-    write(out[1], rows, inside, d_v)
+    write(out[0], tile.row, tile.inside, d_k)
+    write(out[1], tile.row, tile.inside, d_v)
 
 
-def _shifted_keys(x: Inputs, first, b, g, sizes: NearSizes):
-    """Adds up what queries a power of two ahead give to a tile of keys and of values."""
+def _shifted_keys(x: Inputs, first, b, g, sizes: NearSizes, interpret: bool):
+    """Adds up what the queries a power of two ahead give to a tile of keys and values."""
     heads, columns = sizes.heads, x.q.shape[1]
-    here = query_tile(x.positions, first, sizes.tokens, b, g, heads)
-    rows = key_rows(here.token, b, g, heads)
-    keys = read(x.k, rows, here.real, columns=columns).astype(jnp.float32)
-    values = read(x.v, rows, here.real, columns=columns).astype(jnp.float32)
-    short = x._replace(totals={"short": x.totals["short"]})
-    d_k = d_v = jnp.zeros(keys.shape, jnp.float32)
-    for distance in sizes.distances:
-        tile = query_tile(x.positions, first + distance, sizes.tokens, b, g, heads)
-        allowed = tile.position >= distance
-        q = read(x.q, tile.row, allowed, columns=columns).astype(jnp.float32)
-        d_out = read(x.d_out, tile.row, allowed, columns=columns).astype(jnp.float32)
-        logit = (q * keys).sum(1) * sizes.scale
-        d_weight = (d_out * values).sum(1)
-        weight, d_logit = _weights(short, tile, logit, d_weight, {"short": allowed})
-        d_k += d_logit[:, None] * q
-        d_v += weight[:, None] * d_out
+    here = read_tile(x.positions, first, sizes.tokens, b, g, heads)
+    key, value = (
+        read(ref, here.key_row, here.inside, columns=columns).astype(jnp.float32)
+        for ref in (x.k, x.v)
+    )
+
+    def add(n, carry):
+        d_k, d_v = carry
+        distance = shift(n, sizes)
+        ahead = read_tile(x.positions, first + distance, sizes.tokens, b, g, heads)
+        queries = _read_queries(x, ahead.row, ahead.position >= distance, ["short"])
+        weight, d_logit = _single(queries, key, value, sizes, interpret)
+        d_k = fma(d_logit, queries.q.astype(jnp.float32), d_k, interpret)
+        d_v = fma(weight, queries.d_out.astype(jnp.float32), d_v, interpret)
+        return d_k, d_v
+
+    zero = jnp.zeros(key.shape, jnp.float32)
+    carry = jax.lax.fori_loop(0, sizes.shifts, add, (zero, zero))
     by_member = (sizes.tokens, heads.padded_group, columns)
-    return d_k.reshape(by_member).sum(1), d_v.reshape(by_member).sum(1)
+    return [total.reshape(by_member).sum(1) for total in carry]
+
+
+def _block_rows(positions, tile: Tile, b, g, sizes: NearSizes):
+    """Finds tokens in arrays by slot, [B * G * slots * S], and whether their block is complete."""
+    length, size = sizes.heads.length, sizes.block_size
+    offset = jax.lax.rem(jnp.maximum(tile.position, 0), size)
+    to_last = size - 1 - offset
+    last = tile.token + to_last
+    at_last = read(positions, b * length + last, last < length, other=-1)
+    whole = (tile.position >= 0) & (at_last == tile.position + to_last)
+    slots = pl.cdiv(length, size)
+    slot = (b * sizes.heads.kv_heads + g) * slots + (tile.token - offset) // size
+    return slot * size + offset, whole
 
 
 def near_queries(x: Inputs, sizes: NearSizes, batch: int, interpret: bool):

@@ -13,14 +13,17 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.masked_softmax import MASKED
-from pallas_kernels.power_attention.near import NearSizes, allowed_near, token_range
+from pallas_kernels.power_attention.near import NearSizes, band_bias, shift
 from pallas_kernels.triton_tools import (
     NOTHING,
     dot,
-    key_rows,
+    exp2,
+    fma,
     launch,
-    query_tile,
+    log2,
     read,
+    read_tile,
+    reciprocal,
     to_matrix,
     write,
 )
@@ -32,7 +35,7 @@ class Parts(NamedTuple):
     Attributes:
       slots: int32[pairs], pair = ((b * L + token) * G + g) * N + n; -1 for none.
       out: [pairs * R, D] by query head of the group.
-      log_total: f32[pairs * R], log-sum-exp of the block's logits.
+      log_total: f32[pairs * R], log-sum-exp of the block's logits, as a power of two.
     """
 
     slots: Any
@@ -59,99 +62,80 @@ class Softmax(NamedTuple):
     weighted: Any
 
     @classmethod
-    def empty(cls, rows: int, columns: int):
-        """Starts before the first key."""
-        return cls(
-            jnp.full((rows,), MASKED, jnp.float32),
-            jnp.zeros((rows,), jnp.float32),
-            jnp.zeros((rows, columns), jnp.float32),
-        )
+    def of_band(cls, logits, values, interpret: bool):
+        """Starts with a tile of keys: logits [rows, keys], values [keys, D]."""
+        highest = jnp.maximum(logits.max(1), MASKED / 2)  # so that masked logits vanish
+        weights = exp2(logits - highest[:, None], interpret)
+        weighted = dot(weights.astype(values.dtype), values, interpret)
+        return cls(highest, weights.sum(1), weighted)
 
-    def add_keys(self, logits, allowed, values, interpret: bool):
-        """Adds a tile of keys: logits [rows, keys], values [keys, D]."""
-        logits = jnp.where(allowed, logits, MASKED)
-        highest = jnp.maximum(self.highest, logits.max(1))
-        weight = jnp.where(allowed, jnp.exp(logits - highest[:, None]), 0.0)
-        fade = jnp.exp(self.highest - highest)
-        weighted = dot(weight.astype(values.dtype), values, interpret)
-        return Softmax(
-            highest, self.total * fade + weight.sum(1), self.weighted * fade[:, None] + weighted
-        )
-
-    def add_one(self, logit, allowed, value):
-        """Adds one key for each query, or one part of its softmax: logit [rows], value [rows, D]."""
-        logit = jnp.where(allowed, logit, MASKED)
+    def add(self, logit, value, interpret: bool):
+        """Adds one key for each query, or one part of its softmax: logit [rows]."""
         highest = jnp.maximum(self.highest, logit)
-        weight = jnp.where(allowed, jnp.exp(logit - highest), 0.0)
-        fade = jnp.exp(self.highest - highest)
-        return Softmax(
-            highest,
-            self.total * fade + weight,
-            self.weighted * fade[:, None] + weight[:, None] * value.astype(jnp.float32),
-        )
+        weight, fade = exp2(logit - highest, interpret), exp2(self.highest - highest, interpret)
+        faded = self.weighted * fade[:, None]
+        weighted = fma(weight[:, None], value.astype(jnp.float32), faded, interpret)
+        return Softmax(highest, self.total * fade + weight, weighted)
 
-    def finish(self):
+    def finish(self, interpret: bool):
         """Returns the output and its log-sum-exp; 0 and `NOTHING` where there was no key."""
         some = self.total > 0
         total = jnp.where(some, self.total, 1.0)
-        log_total = jnp.where(some, self.highest + jnp.log(total), NOTHING)
-        return self.weighted / total[:, None], log_total
+        log_total = jnp.where(some, self.highest + log2(total, interpret), NOTHING)
+        return self.weighted * reciprocal(total, interpret)[:, None], log_total
 
 
 def near_forward_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     """Attends `sizes.tokens` tokens' query heads of one key/value head.
 
     `out` has "out" [B * L * H, D] and f32[B * L * H] "long_log_total", "short_log_total", for the
-    paths there are; with a gate also "long", "short", the paths' own outputs, and the logarithm of
-    the gate is taken off the log-sum-exp, so that exp(logit - it) is the gated weight.
+    paths there are, as powers of two; with a gate also "long", "short", the paths' own outputs, and
+    the gate's logarithm is taken off the log-sum-exp, so that exp2(logit - it) is the gated weight.
     """
     heads, columns = sizes.heads, x.q.shape[1]
     first, b, g = sizes.place(pl.program_id(0))
-    tile = query_tile(x.positions, first, sizes.tokens, b, g, heads)
-    q = read(x.q, tile.row, tile.real, columns=columns)
-    paths = {name: Softmax.empty(tile.row.size, columns) for name in sizes.paths}
+    tile = read_tile(x.positions, first, sizes.tokens, b, g, heads)
+    band = read_tile(x.positions, first - sizes.tokens, 2 * sizes.tokens, b, g, heads.single)
+    q = read(x.q, tile.row, tile.inside, columns=columns)
+    keys, values = (read(ref, band.row, band.inside, columns=columns) for ref in (x.k, x.v))
+    bias = band_bias(tile.position, tile.token[:, None] - band.token[None, :], sizes)
+    scale = jnp.float32(sizes.log2_scale)
 
-    def band(n, paths):
-        token = token_range(first - sizes.behind + n * sizes.keys, sizes.keys)
-        real = (token >= 0) & (token < heads.length)
-        rows = key_rows(token, b, g, heads)
-        keys, values = (read(ref, rows, real, columns=columns) for ref in (x.k, x.v))
-        logits = dot(q, keys, interpret, transpose_b=True) * sizes.scale
-        return {
-            name: softmax.add_keys(
-                logits, allowed_near(name, tile, token, sizes), values, interpret
-            )
-            for name, softmax in paths.items()
-        }
+    def add_shifted(n, short):
+        distance = shift(n, sizes)
+        rows, seen = tile.key_row - distance * heads.kv_heads, tile.position >= distance
+        key = read(x.k, rows, seen, columns=columns).astype(jnp.float32)
+        value = read(x.v, rows, seen, columns=columns)
+        score = (q.astype(jnp.float32) * key).sum(1)
+        logit = fma(score, scale, jnp.where(seen, 0.0, MASKED), interpret)
+        return short.add(logit, value, interpret)
 
-    paths = jax.lax.fori_loop(0, (sizes.behind + sizes.tokens) // sizes.keys, band, paths)
-    if "short" in paths:
-        wide = q.astype(jnp.float32)
-        for distance in sizes.distances:
-            allowed = tile.position >= distance
-            rows = key_rows(tile.token - distance, b, g, heads)
-            keys, values = (read(ref, rows, allowed, columns=columns) for ref in (x.k, x.v))
-            logit = (wide * keys.astype(jnp.float32)).sum(1) * sizes.scale
-            paths["short"] = paths["short"].add_one(logit, allowed, values)
-    for n in range(sizes.num_selected if x.parts else 0):
-        pair = (tile.row // heads.group) * sizes.num_selected + n
-        chosen = tile.real & (read(x.parts.slots, pair, tile.real, other=-1) >= 0)
-        row = pair * heads.group + tile.row % heads.group
-        value = read(x.parts.out, row, chosen, columns=columns)
-        logit = read(x.parts.log_total, row, chosen)
-        paths["long"] = paths["long"].add_one(logit, chosen, value)
+    def add_selected(n, long):
+        pair = tile.key_row * sizes.num_selected + n
+        chosen = read(x.parts.slots, pair, tile.inside, other=-1) >= 0
+        row = pair * heads.group + (tile.row - tile.key_row * heads.group)
+        logit = read(x.parts.log_total, row, chosen, other=MASKED)
+        return long.add(logit, read(x.parts.out, row, chosen, columns=columns), interpret)
 
-    mixed = jnp.zeros((tile.row.size, columns), jnp.float32)
-    for n, (name, softmax) in enumerate(paths.items()):
-        path, log_total = softmax.finish()
+    scores = dot(q, keys, interpret, transpose_b=True)
+    mixed = 0.0
+    for n, name in enumerate(sizes.paths):
+        logits = fma(scores, scale, bias[name], interpret)
+        softmax = Softmax.of_band(logits, values, interpret)
+        if name == "short":
+            softmax = jax.lax.fori_loop(0, sizes.shifts, add_shifted, softmax)
+        elif x.parts:
+            softmax = jax.lax.fori_loop(0, sizes.num_selected, add_selected, softmax)
+        path, log_total = softmax.finish(interpret)
         if x.gate is None:
             mixed = path
         else:
-            gate = read(x.gate, tile.row * 2 + n, tile.real).astype(jnp.float32)
-            mixed += gate[:, None] * path
+            gate = read(x.gate, tile.row * 2 + n, tile.inside).astype(jnp.float32)
+            mixed = fma(gate[:, None], path, jnp.float32(mixed), interpret)
             write(out[name], tile.row, tile.inside, path)
             some = (gate > 0) & (log_total < NOTHING)
-            log_total = jnp.where(some, log_total - jnp.log(jnp.where(some, gate, 1.0)), NOTHING)
+            log_gate = log2(jnp.where(some, gate, 1.0), interpret)
+            log_total = jnp.where(some, log_total - log_gate, NOTHING)
         write(out[f"{name}_log_total"], tile.row, tile.inside, log_total)
     write(out["out"], tile.row, tile.inside, mixed)
 

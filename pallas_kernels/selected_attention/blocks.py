@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.selected_attention.config import BlockTiles
-from pallas_kernels.triton_tools import LEAST_TILE, Heads, read
+from pallas_kernels.triton_tools import LEAST_TILE, LOG2_E, Heads, read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,11 @@ class BlockSizes:
     num_selected: int
     scale: float
     tiles: BlockTiles
+
+    @property
+    def log2_scale(self) -> float:
+        """Scale of logits that are powers of two."""
+        return self.scale * LOG2_E
 
     @property
     def keys(self) -> int:
@@ -88,8 +93,8 @@ def pair_rows(lists, first, end, sizes: BlockSizes):
       Rows of parts (pair * R + member), rows of q, and which of them there are: [rows] each.
     """
     heads = sizes.heads
-    row = jnp.arange(sizes.pairs * heads.padded_group, dtype=jnp.int32)
-    at, member = first + row // heads.padded_group, row % heads.padded_group
+    row = jnp.arange(sizes.pairs * sizes.heads.padded_group, dtype=jnp.int32)
+    at, member = first + row // sizes.heads.padded_group, row % sizes.heads.padded_group
     real = (at < end) & (member < heads.group)
     pair = read(lists.pairs, at, real, other=0)
     return (

@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.power_attention.triton_backward import PathTotals
 from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pair_rows
 from pallas_kernels.selected_attention.inverted_lists import InvertedLists
-from pallas_kernels.triton_tools import dot, launch, read, write
+from pallas_kernels.triton_tools import NOTHING, dot, exp2, fma, launch, read, write
 
 
 class Inputs(NamedTuple):
@@ -47,30 +46,33 @@ class Gradients(NamedTuple):
 
 def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, interpret: bool):
     """Finds the gradients that one block, and every query that selected it, give each other."""
-    columns = x.q.shape[1]
+    columns, scale = x.q.shape[1], jnp.float32(sizes.log2_scale)
     key_row, key_real, begin, end = block_rows(x.lists, pl.program_id(0), sizes)
     keys, values = (read(ref, key_row, key_real, columns=columns) for ref in (x.k, x.v))
 
     def tile(n, carry):
-        d_k, d_v = carry
-        part_row, query_row, real = pair_rows(x.lists, begin + n * sizes.pairs, end, sizes)
+        (part_row, query_row, real), d_k, d_v = carry
+        following = pair_rows(x.lists, begin + (n + 1) * sizes.pairs, end, sizes)
         q, d_out = (read(ref, query_row, real, columns=columns) for ref in (x.q, x.d_out))
-        log_total, mean = (read(ref, query_row, real) for ref in x.totals)
-        logits = dot(q, keys, interpret, transpose_b=True) * sizes.scale
-        allowed = real[:, None] & key_real[None, :]
-        weights = jnp.exp(jnp.where(allowed, logits - log_total[:, None], MASKED))
+        log_total = read(x.totals.log_total, query_row, real, other=NOTHING)
+        mean = read(x.totals.mean, query_row, real)
+        scores = dot(q, keys, interpret, transpose_b=True)
+        weights = exp2(fma(scores, scale, -log_total[:, None], interpret), interpret)
+        if sizes.keys > sizes.block_size:
+            weights = jnp.where(key_real[None, :], weights, 0.0)
         d_logits = weights * (dot(d_out, values, interpret, transpose_b=True) - mean[:, None])
         if out.factor is not None:
-            write(out.factor, part_row, real, (d_logits * logits).sum(1))
+            write(out.factor, part_row, real, (d_logits * scores).sum(1) * sizes.scale)
         d_logits = d_logits.astype(q.dtype)
         write(out.q, part_row, real, dot(d_logits, keys, interpret) * sizes.scale)
         d_k += dot(d_logits, q, interpret, transpose_a=True)
         d_v += dot(weights.astype(q.dtype), d_out, interpret, transpose_a=True)
-        return d_k, d_v
+        return following, d_k, d_v
 
     d_k = d_v = jnp.zeros((sizes.keys, columns), jnp.float32)
     tiles = pl.cdiv(end - begin, sizes.pairs)
-    d_k, d_v = jax.lax.fori_loop(0, tiles, tile, (d_k, d_v))
+    rows = pair_rows(x.lists, begin, end, sizes)
+    _, d_k, d_v = jax.lax.fori_loop(0, tiles, tile, (rows, d_k, d_v))
     n = jnp.arange(sizes.keys, dtype=jnp.int32)
     row, real = pl.program_id(0) * sizes.block_size + n, n < sizes.block_size
     write(out.k, row, real, d_k * sizes.scale)

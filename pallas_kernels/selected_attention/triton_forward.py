@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pair_rows
 from pallas_kernels.selected_attention.inverted_lists import InvertedLists
-from pallas_kernels.triton_tools import dot, launch, read, write
+from pallas_kernels.triton_tools import dot, exp2, fma, launch, log2, read, reciprocal, write
 
 class Inputs(NamedTuple):
     """Arrays of the kernel: q [B * L * H, D], k and v [B * L * G, D], and the lists."""
@@ -26,23 +26,28 @@ class Inputs(NamedTuple):
 
 def blocks_forward_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool):
     """Attends one block from every query that selected it."""
-    columns = x.q.shape[1]
+    columns, scale = x.q.shape[1], jnp.float32(sizes.log2_scale)
     key_row, key_real, begin, end = block_rows(x.lists, pl.program_id(0), sizes)
     keys, values = (read(ref, key_row, key_real, columns=columns) for ref in (x.k, x.v))
 
-    def tile(n, _):
-        part_row, query_row, real = pair_rows(x.lists, begin + n * sizes.pairs, end, sizes)
+    def tile(n, rows):
+        part_row, query_row, real = rows
+        following = pair_rows(x.lists, begin + (n + 1) * sizes.pairs, end, sizes)
         q = read(x.q, query_row, real, columns=columns)
-        logits = dot(q, keys, interpret, transpose_b=True) * sizes.scale
-        logits = jnp.where(key_real[None, :], logits, MASKED)
-        highest = logits.max(1)
-        weight = jnp.exp(logits - highest[:, None])
+        scores = dot(q, keys, interpret, transpose_b=True)
+        if sizes.keys > sizes.block_size:
+            scores = jnp.where(key_real[None, :], scores, MASKED)
+        highest = scores.max(1) * scale
+        weight = exp2(fma(scores, scale, -highest[:, None], interpret), interpret)
         total = weight.sum(1)
-        part = dot(weight.astype(values.dtype), values, interpret) / total[:, None]
+        part = dot(weight.astype(values.dtype), values, interpret) * reciprocal(total, interpret)[:, None]
         write(out[0], part_row, real, part)
-        write(out[1], part_row, real, highest + jnp.log(total))
+        write(out[1], part_row, real, highest + log2(total, interpret))
+        return following
 
-    jax.lax.fori_loop(0, pl.cdiv(end - begin, sizes.pairs), tile, None)
+    rows = pair_rows(x.lists, begin, end, sizes)
+    jax.lax.fori_loop(0, pl.cdiv(end - begin, sizes.pairs), tile, rows)
+
 
 def blocks_forward(q, k, v, lists: InvertedLists, sizes: BlockSizes, batch: int, interpret: bool):
     """Launches `blocks_forward_kernel`.

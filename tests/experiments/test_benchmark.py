@@ -12,7 +12,7 @@ from blossom_jax.errors import UserError
 from configs import common
 from experiments import _setup
 from experiments.benchmark import __main__ as benchmark
-from experiments.benchmark import attention, measure, throughput
+from experiments.benchmark import measure, throughput
 
 PACKED = {
     "item_ids": np.array([[3, 4, 5, 6, 7, 0], [8, 9, 1, 2, 3, 4]], np.int32),
@@ -26,55 +26,22 @@ PADDED = {
 }
 
 
-def test_medians_are_of_the_timed_calls(monkeypatch):
-    clock = iter([0, 4, 0, 1, 0, 2, 0, 9])  # beginning and end of two timed calls, in two rounds
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
-    calls = []
-    assert measure.medians({"call": lambda: calls.append(1)}, rounds=2) == {"call": 3}
-    assert len(calls) == 2 * (1 + 2)
-
-
-def test_attention_writes_every_measurement_with_its_ratios(tmp_path, capsys):
-    lines, picture = tmp_path / "lines.jsonl", tmp_path / "picture.svg"
-    sizes = ["--lengths=32,64", "--rows=2,1", "--heads=2", "--kv-heads=1", "--head-size=8"]
-    benchmark.main(
-        ["attention", *sizes, "--rounds=1", f"--json={lines}", f"--plot={picture}"],
-    )
-    records = [json.loads(line) for line in lines.read_text().splitlines()]
-    found = {(r["length"], r["measured"], r["attention"]): r for r in records}
-    assert len(found) == len(records) == 2 * 2 * 2
-    for (length, measured, name), record in found.items():
-        blossom = found[length, measured, "blossom_xla"]
-        shorter = found[32, measured, name]
-        assert record["rows"] == {32: 2, 64: 1}[length]
-        assert record["seconds"] > 0 and record["temporary_bytes"] > 0
-        for field in ("seconds", "temporary_bytes"):
-            assert record[f"{field}_ratio"] == record[field] / blossom[field]
-        growth = record["temporary_bytes"] / shorter["temporary_bytes"]
-        assert record["temporary_bytes_growth"] == growth
-        assert {"benchmark", "jax", "device", "cores", "dtype", "heads"} <= record.keys()
-    assert "temporary MiB" in capsys.readouterr().out
-    assert picture.read_text().count("blossom, xla") >= 1
-
-
-def test_what_does_not_fit_is_not_run(monkeypatch):
-    monkeypatch.setattr(attention.memory, "available_bytes", lambda devices: 0)
-    report = measure.Report("attention")
-    sizes = attention.Sizes(1, 32, 2, 1, 8, "float32")
-    dense = attention.PEERS["dense_xla"]
-    attention.compare({"dense": attention._dense(dense)}, sizes, 1, report)
-    for record in report.records:
-        assert record["seconds"] is None and record["seconds_ratio"] is None
-        assert record["temporary_bytes"] > 0
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["attention", "--heads=3", "--kv-heads=2"], "--kv-heads=2 must divide --heads=3"),
         (["attention", "--lengths=64,128,256", "--rows=1,2"], "--rows needs one number"),
         (["attention", "--lengths=0"], "'0' is not a whole number"),
-        (["attention", "--peers=none"], "'none' is none of dense_xla"),
+        (["attention", "--peers=none"], "'none' is none of xla, cudnn, torch"),
+        (["attention", "--peers=cudnn:2x"], "'cudnn:2x' is none of xla, cudnn, torch"),
+        (["attention", "--implementations=fast"], "'fast' is none of auto, triton"),
+        (["attention", "--lengths=64,96", "--tokens=256"], "no whole number of rows of length=96"),
+        (["attention", "--rows=1", "--tokens=64"], "not allowed with argument --rows"),
+        (["tune", "--output=tiles.json"], "no kernel here has tiles"),
+        (["tune", "--output=no/such/folder/tiles.json"], "there is no folder no/such/folder"),
+        (["gpu-report"], "--output"),
+        (["gpu-report", "--output=x", "--few", "--full"], "not allowed with"),
+        (["gpu-report", "--output=x", "--tokens=9", "--lengths=2"], "--tokens=9 is no whole"),
         (["throughput", "--dataset=none"], "no config has that name"),
         (["throughput", "--rounds=x"], "'x' is not a whole number"),
         ([], "COMMAND"),
