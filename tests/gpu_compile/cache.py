@@ -25,7 +25,7 @@ class Cache:
         self._versions += [here.with_name(f"{name}.py").read_text() for name in _READERS]
 
     def key(self, *parts: str) -> str:
-        """Names what was compiled; other compilers, or other code to read what they made, make it another name.
+        """Names what was compiled; by other compilers, or read by other code, it has another name.
 
         Args:
           *parts: all that the result depends on besides.

@@ -32,7 +32,7 @@ class Demonstration:
         return self.name
 
     def build(self, device: Any) -> tuple[Callable, tuple]:
-        """See `cases.Program`."""
+        """See `Program`."""
         del device
         return self.make()
 
@@ -61,15 +61,15 @@ def _block_scores(queries: int = 64, dtype: str = "bfloat16", precision: Any = N
     return call, tuple(jax.ShapeDtypeStruct(*shape) for shape in shapes)
 
 
-def _spilling(size: int = 128):
-    """Has one warp hold a tile of 16 K numbers, 512 to a thread, which has 255 registers."""
+def _spilling(rows: int = 64, columns: int = 128):
+    """Has one warp hold a tile of 8 K numbers, 256 to a thread, which has 255 registers."""
 
     def spilling(x_ref, out_ref):
         x = x_ref[...]
         out_ref[...] = jnp.exp(x - x.max(0, keepdims=True)) * x.sum(1, keepdims=True)
 
-    call = _launch(spilling, "spilling", (size, size), num_warps=1, num_stages=1)
-    return call, (jax.ShapeDtypeStruct((size, size), jnp.float32),)
+    call = _launch(spilling, "spilling", (rows, columns), num_warps=1, num_stages=1)
+    return call, (jax.ShapeDtypeStruct((rows, columns), jnp.float32),)
 
 
 def _wide(size: int = 512):

@@ -1,6 +1,5 @@
 """Where the CUDA plugin is, and the environment in which programs are compiled with it."""
 
-import importlib.util
 import os
 import pathlib
 import sys

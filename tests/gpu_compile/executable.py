@@ -28,13 +28,12 @@ def cubins(serialized: bytes) -> Iterator[bytes]:
 
 def _unpack(data: bytes, depth: int) -> bytes:
     """Returns the innermost content that has an ELF file, or nothing."""
-    if _CUDA_ELF.search(data):
-        return data
+    # A file inside comes first: compressed, an ELF file may still begin as one.
     for found in re.finditer(re.escape(_RIEGELI), data) if depth else ():
         for content in _decompressed(_without_block_headers(data[found.start() :])):
             if payload := _unpack(content, depth - 1):
                 return payload
-    return b""
+    return data if _CUDA_ELF.search(data) else b""
 
 
 def _without_block_headers(file: bytes) -> bytes:

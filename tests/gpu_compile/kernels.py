@@ -115,17 +115,17 @@ def triton_kernel(lowered: jax.stages.Lowered) -> TritonKernel:
       ValueError: the verifier's message.
     """
     (config,) = _triton_configs(lowered.compiler_ir("stablehlo").operation)
-    launch = {entry.name: str(entry.attr) for entry in config if entry.name != "ir"}
+    launch = sorted(f"{entry.name}={entry.attr}" for entry in config if entry.name != "ir")
     with triton_lowering._new_ir_context():
         try:
             module = ir.Module.parse(ir.StringAttr(config["ir"]).value_bytes).operation
             module.verify()
         except ir.MLIRError as error:
             raise ValueError(f"Triton's verifier: {error}") from error
-        return TritonKernel(module.get_asm(), str(sorted(launch.items())))
+        return TritonKernel(str(module.get_asm()), " ".join(launch))
 
 
-def _triton_configs(op: Any) -> Iterator[ir.DictAttr]:
+def _triton_configs(op: Any) -> Iterator[Any]:
     op = getattr(op, "operation", op)
     if op.name == "stablehlo.custom_call" and "triton" in str(op.attributes["call_target_name"]):
         yield ir.DictAttr(op.attributes["mhlo.backend_config"])

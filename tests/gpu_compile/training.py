@@ -12,7 +12,7 @@ _NUM_ITEMS = 1000
 
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
-    """One step on one row of one history, in bf16, by two layers of 8 heads of 16.
+    """One step on one row of one history, in bf16, by a layer of 8 heads of 16.
 
     Attributes:
       implementation: of the attention ops.
@@ -28,7 +28,7 @@ class TrainStep:
         return f"train_step-{self.implementation}-{self.selection_gradient}-length{self.length}"
 
     def build(self, device: Any) -> tuple[Callable, tuple]:
-        """See `cases.Program`."""
+        """See `Program`."""
         # Not above: kernels compile without flax and without these packages too.
         from blossom_jax import sharding, train_step
         from configs import common
@@ -38,6 +38,7 @@ class TrainStep:
         config.model.update(
             hidden_size=128,
             num_heads=8,
+            num_layers=1,
             dtype="bfloat16",
             max_length=self.length,
             implementation=self.implementation,

@@ -1,6 +1,6 @@
 """Compiles programs on request, each in a process of its own, which a bad kernel may take along.
 
-    python -m gpu_compile.worker PROGRAM GPU [kernels|memory]
+    python -m gpu_compile.worker PROGRAM GPU [kernels|program|memory]
 
 prints the report as JSON. Without arguments it answers requests, each a line of standard input
 with those words. jax is imported once; every request is answered by a fork.
@@ -19,6 +19,7 @@ from typing import IO, Any, NoReturn
 from gpu_compile import cases, compiler, kernels
 from gpu_compile.cache import Cache
 from gpu_compile.environment import CACHE_FOLDER, timeout
+from gpu_compile.machine_code import MachineCode
 from gpu_compile.report import Kernel, Report
 
 _LONGEST_MESSAGE = 3000
@@ -39,7 +40,8 @@ def answer(name: str, gpu: str, what: str = "kernels") -> Report:
     Args:
       name: of a program.
       gpu: key of `GPUS`.
-      what: "kernels", each alone; or "memory", of the whole program.
+      what: "kernels", each alone; "memory", of the whole program; or "program", both, and whether
+        the kernels in the program are the same code as alone.
     """
     started = time.monotonic()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile() as log:
@@ -85,23 +87,38 @@ def _work(name: str, gpu: str, what: str, log: IO) -> Iterator[tuple[str, Any]]:
     try:
         device = compiler.device_of(gpu)
         fn, arguments = cases.PROGRAMS[name].build(device)
-        if what == "memory":
+        alone: dict[str, Kernel] = {}
+        if what != "memory":
+            calls = kernels.pallas_calls(fn, arguments)
+            yield from _compile_each(calls, device, log, alone)
+            yield "now", name
+        if what != "kernels":
             compiled = compiler.lower(fn, arguments, device).compile()
             yield "memory", compiler.memory(compiled)
-            return
-        calls = kernels.pallas_calls(fn, arguments)
+            for kernel in alone.values():
+                yield from _compare(kernel, compiler.kernel_code(compiled, kernel.name))
     except Exception as error:
         yield "failure", _describe(error) + _said(log)
-        return
+
+
+def _compile_each(calls, device, log: IO, done: dict[str, Kernel]) -> Iterator[tuple[str, Any]]:
+    """Adds each kernel that compiles to `done`; one that does not leaves the others to be tried."""
     yield "kernels", []
     for call in calls:
         yield "now", call.name
         before = os.fstat(log.fileno()).st_size
         try:
-            kernel = compiler.compile_kernel(call, device, Cache(CACHE_FOLDER))
+            kernel = done[call.name] = compiler.compile_kernel(call, device, Cache(CACHE_FOLDER))
             yield "kernel", dataclasses.asdict(kernel)
         except Exception as error:
             yield "failure", _describe(error) + _said(log, before)
+
+
+def _compare(alone: Kernel, inside: MachineCode) -> Iterator[tuple[str, Any]]:
+    """Yields a failure unless a kernel in a program is the same as alone."""
+    same = alone.registers == inside.registers and alone.spills == inside.spills
+    if not same or alone.tensor_core != inside.tensor_core:
+        yield "failure", f"{alone.name} is {alone} alone, and {inside} in the program"
 
 
 def _death(status: int) -> str:
