@@ -1,28 +1,84 @@
 """Chooses which implementation of an op runs."""
 
-from collections.abc import Callable, Mapping
+import functools
+import json
+import logging
+import pathlib
+
+import jax
 
 NAMES = ("reference", "xla", "triton", "triton_interpret")
+LEAST_CAPABILITY = 8.0  # of a GPU that Triton compiles for: A100, L4 and later
+_CROSSOVER = pathlib.Path(__file__).with_name("crossover.json")
+_log = logging.getLogger(__name__)
 
 
-def choose(op: str, implementation: str | None, available: Mapping[str, Callable]) -> Callable:
-    """Returns the function that serves `op`.
+def choose(
+    op: str,
+    implementation: str | None,
+    *,
+    refusal: str | None,
+    max_history: int | None = None,
+) -> str:
+    """Returns the name of the implementation that serves `op`.
+
+    A named implementation never looks at the local devices, so that a program can be compiled for
+    another machine. None looks at them, and falls back to "xla", saying why once.
 
     Args:
-      op: the op's name, for the message.
+      op: the op's name, for messages and for the crossover table.
       implementation: one of `NAMES`, or None for the fastest that runs on the local devices.
-      available: implementations of this op by name.
+      refusal: why the Triton kernels cannot serve these shapes, or None where they can.
+      max_history: bound on positions; histories below the measured crossover run elsewhere.
 
     Raises:
       ValueError: `implementation` is no name at all.
-      NotImplementedError: the name is known but this op has no such implementation.
+      NotImplementedError: the named implementation cannot serve these shapes.
     """
     if implementation is None:
-        return available["xla"]
+        return _fastest(op, refusal, max_history)
     if implementation not in NAMES:
         raise ValueError(f"{implementation=} must be None or one of {', '.join(NAMES)}")
-    if implementation not in available:
-        raise NotImplementedError(
-            f"{op} has no {implementation=} in this version; it has {', '.join(available)}"
-        )
-    return available[implementation]
+    if implementation.startswith("triton") and refusal:
+        raise NotImplementedError(f"{op} cannot run with {implementation=}: {refusal}")
+    return implementation
+
+
+def _fastest(op: str, refusal: str | None, max_history: int | None) -> str:
+    if jax.default_backend() != "gpu":
+        return "xla"
+    reason = refusal or gpu_refusal()
+    if reason:
+        _say_once(f"{op} runs with implementation='xla': {reason}")
+        return "xla"
+    if max_history is not None and max_history <= crossover(op):
+        return "xla"
+    return "triton"
+
+
+def gpu_refusal() -> str | None:
+    """Says why the local GPU cannot run Triton kernels; None if it can."""
+    capability = getattr(jax.devices()[0], "compute_capability", None)
+    try:
+        enough = float(str(capability)) >= LEAST_CAPABILITY
+    except ValueError:
+        return f"Triton needs an NVIDIA GPU, this one tells {capability!r}"
+    if enough:
+        return None
+    return f"Triton needs compute capability {LEAST_CAPABILITY}, this GPU has {capability}"
+
+
+def reads_padding(name: str) -> bool:
+    """Tells whether an implementation reads what stands at padding: Triton kernels never do."""
+    return not name.startswith("triton")
+
+
+@functools.cache
+def crossover(op: str) -> int:
+    """Returns the longest history at which "xla" was measured to be faster, 0 if there is none."""
+    return json.loads(_CROSSOVER.read_text())["longest_xla_history"].get(op, 0)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    _log.warning(message)

@@ -7,6 +7,7 @@ both paths at once. Backward likewise: block by block first, then near the query
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from pallas_kernels.selected_attention.blocks import BlockSizes
 from pallas_kernels.selected_attention.config import BlockTiles
 from pallas_kernels.selected_attention.inverted_lists import invert
 from pallas_kernels.selected_attention.triton_forward import blocks_forward
-from pallas_kernels.triton_tools import Heads, pad_head, to_matrix
+from pallas_kernels.triton_tools import Heads, pad_head, padded_head, to_matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,21 +45,25 @@ class Paths:
     with_factor: bool = False
     interpret: bool = False
 
-    def near(self, q, k, slots, tiles: NearTiles) -> NearSizes:
+    def near(self, q, k, slots) -> NearSizes:
         """Sizes of the kernels of near keys."""
-        return NearSizes(
+        sizes = NearSizes(
             heads=heads(q, k),
             block_size=self.block_size,
             window=self.window,
             max_history=self.max_history,
             num_selected=0 if slots is None else slots.shape[-1],
             scale=q.shape[-1] ** -0.5,
-            tiles=tiles,
+            tiles=NearTiles(rows=64, num_warps=4),
         )
+        tiles = NearTiles.heuristics(sizes.band, padded_head(q.shape[-1]), q.dtype)
+        return dataclasses.replace(sizes, tiles=tiles)
 
-    def blocks(self, q, k, slots, tiles: BlockTiles) -> BlockSizes:
-        """Sizes of the kernels of selected blocks."""
-        scale = q.shape[-1] ** -0.5
+    def blocks(self, q, k, slots, choose: Callable[..., BlockTiles]) -> BlockSizes:
+        """Sizes of a kernel of selected blocks, with the tiles that `choose` chooses."""
+        head_size = q.shape[-1]
+        tiles = choose(padded_head(self.block_size), padded_head(head_size), q.dtype)
+        scale = head_size**-0.5
         return BlockSizes(heads(q, k), self.block_size, slots.shape[-1], scale, tiles)
 
 
@@ -95,16 +100,15 @@ def attend(
 
 def _save(q, k, v, slots, probability, gate, positions, paths):
     parts = lists = None
-    wide = [pad_head(x) for x in (q, k, v)]
+    wide_q, wide_k, wide_v = (pad_head(x) for x in (q, k, v))
     if slots is not None:
         lists = invert(slots, positions, paths.block_size)
-        sizes = paths.blocks(q, k, slots, BlockTiles())
-        found = blocks_forward(
-            *map(to_matrix, wide), lists, sizes, q.shape[0], paths.interpret
-        )
+        sizes = paths.blocks(q, k, slots, BlockTiles.forward)
+        matrices = to_matrix(wide_q), to_matrix(wide_k), to_matrix(wide_v)
+        found = blocks_forward(*matrices, lists, sizes, q.shape[0], interpret=paths.interpret)
         parts = Parts(slots.reshape(-1), *found)
-    sizes = paths.near(q, k, slots, NearTiles())
-    outputs = near_forward(*wide, positions, gate, parts, sizes, paths.interpret)
+    sizes = paths.near(q, k, slots)
+    outputs = near_forward(wide_q, wide_k, wide_v, positions, gate, parts, sizes, paths.interpret)
     out = outputs["out"][..., : q.shape[-1]]
     if gate is not None:
         del outputs["out"]
@@ -115,17 +119,18 @@ def _backward(paths, saved, d_out):
     q, k, v, slots, probability, gate, positions, outputs, lists = saved
     batch, d = q.shape[0], q.shape[-1]
     wide_q, wide_k, wide_v, wide_d_out = (to_matrix(pad_head(x)) for x in (q, k, v, d_out))
-    names = paths.near(q, k, slots, NearTiles()).paths
-    totals = {}
+    names = paths.near(q, k, slots).paths
+    totals, real = {}, (positions >= 0)[..., None]
     for name in names:
         path = outputs[name if gate is not None else "out"]
         mean = (at_least_f32(d_out) * at_least_f32(path[..., :d])).sum(-1)
+        mean = jnp.where(real, mean, 0.0)  # whatever the cotangent is at padding
         totals[name] = PathTotals(outputs[f"{name}_log_total"].reshape(-1), mean.reshape(-1))
     queries_parts = keys_parts = d_probability = None
     if slots is not None:
         found = blocks_backward.blocks_backward(
             blocks_backward.Inputs(wide_q, wide_k, wide_v, wide_d_out, totals["long"], lists),
-            paths.blocks(q, k, slots, BlockTiles()),
+            paths.blocks(q, k, slots, BlockTiles.backward),
             batch,
             with_factor=paths.with_factor,
             interpret=paths.interpret,
@@ -137,10 +142,8 @@ def _backward(paths, saved, d_out):
     x = near_backward.Inputs(
         wide_q, wide_k, wide_v, wide_d_out, positions.reshape(-1), totals, None
     )
-    sizes = paths.near(q, k, slots, NearTiles())
-    d_q = near_backward.near_queries(
-        x._replace(parts=queries_parts), sizes, batch, paths.interpret
-    )
+    sizes = paths.near(q, k, slots)
+    d_q = near_backward.near_queries(x._replace(parts=queries_parts), sizes, batch, paths.interpret)
     d_kv = near_backward.near_keys(x._replace(parts=keys_parts), sizes, batch, paths.interpret)
     d_q, d_k, d_v = (
         g.reshape(*x.shape[:-1], -1)[..., :d] for g, x in zip((d_q, *d_kv), (q, k, v), strict=True)

@@ -112,7 +112,7 @@ def dot(a, b, interpret: bool, *, transpose_a: bool = False, transpose_b: bool =
     Three TF32 products stand for one of f32, on the tensor cores: relative error about 1e-6.
     """
     contract = ((0 if transpose_a else 1,), (1 if transpose_b else 0,)), ((), ())
-    precision = None
+    precision: jax.lax.PrecisionLike = None
     if a.dtype == jnp.float32:
         precision = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
         if interpret:  # the host has no such product
@@ -207,6 +207,11 @@ def read_tile(positions, first, tokens: int, b, g, heads: Heads) -> Tile:
     return Tile(token, position, key_row, key_row * heads.group + member, inside)
 
 
+def warps_for(elements: int, per_thread: int, *, least: int, most: int = 8) -> int:
+    """Chooses the warps that leave each thread so many elements of a tile."""
+    return min(most, max(least, pl.next_power_of_2(pl.cdiv(elements, 32 * per_thread))))
+
+
 def to_matrix(x):
     """Views [B, L, heads, D] as a matrix of D columns."""
     return x.reshape(-1, x.shape[-1])
@@ -214,5 +219,10 @@ def to_matrix(x):
 
 def pad_head(x):
     """Pads the last axis to a power of two of at least 16."""
-    size = max(LEAST_TILE, pl.next_power_of_2(x.shape[-1]))
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])])
+    missing = padded_head(x.shape[-1]) - x.shape[-1]
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+
+
+def padded_head(size: int) -> int:
+    """Returns the size of a head in the kernels."""
+    return max(LEAST_TILE, pl.next_power_of_2(size))

@@ -1,13 +1,14 @@
 """The public function that selects blocks."""
 
 import functools
+from collections.abc import Callable
 
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import checks, dispatch
+from pallas_kernels import checks, dispatch, triton_limits
 from pallas_kernels.block_selection import reference, triton, xla
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str, Callable] = {
     "reference": reference.block_selection,
     "xla": xla.block_selection,
     "triton": triton.block_selection,
@@ -40,7 +41,8 @@ def block_selection(
       num_selected: N, blocks selected for each query.
       causal: candidates end before the query's own block; otherwise all the sequence's blocks.
       mask_own_block: leaves the query's own block out when not causal.
-      implementation: "reference", "xla", or None for the fastest here.
+      implementation: "reference", "xla", "triton", "triton_interpret" (its kernels, run operation
+        by operation on any device), or None for the fastest here.
 
     Returns:
       slots int32[B, L, G, N] by falling probability, ties to the lower slot, and their probability
@@ -54,9 +56,13 @@ def block_selection(
     checks.check_positions(q, positions)
     checks.check_at_least_one(block_size=block_size, num_selected=num_selected)
     checks.check_summary_keys(q, summary_keys, block_size)
-    run = dispatch.choose("block_selection", implementation, IMPLEMENTATIONS)
-    (q,) = checks.without_padding(positions, q)
-    return run(
+    refusal = triton_limits.refusal(
+        q, summary_keys.shape[2], causal=causal, num_selected=num_selected
+    )
+    name = dispatch.choose("block_selection", implementation, refusal=refusal)
+    if dispatch.reads_padding(name):
+        (q,) = checks.without_padding(positions, q)
+    return IMPLEMENTATIONS[name](
         q,
         summary_keys,
         positions,

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.block_selection.config import SelectionTiles
-from pallas_kernels.block_selection.reference import Candidates
 from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.triton_tools import dot, read
 
@@ -21,6 +20,7 @@ class SelectionSizes:
       length: L, tokens in a row of the batch.
       slots: summary keys in a row.
       kv_heads: G.
+      block_size: S.
       num_selected: N.
       tiles: how the work is cut up.
     """
@@ -28,6 +28,7 @@ class SelectionSizes:
     length: int
     slots: int
     kv_heads: int
+    block_size: int
     num_selected: int
     tiles: SelectionTiles
 
@@ -43,12 +44,14 @@ class Inputs(NamedTuple):
     Attributes:
       mean_query: f32[B * L * G, D], scaled.
       summary_keys: [B * slots * G, D].
-      candidates: int32[B * L] each; `excluded` None where nothing is.
+      first: int32[B * L], first candidate slot of each token.
+      number: int32[B * L], how many candidates follow it.
     """
 
     mean_query: Any
     summary_keys: Any
-    candidates: Candidates
+    first: Any
+    number: Any
 
 
 class Queries(NamedTuple):
@@ -57,13 +60,15 @@ class Queries(NamedTuple):
     Attributes:
       row: int32[queries], rows of [B * L * G] arrays.
       real: bool[queries], whether there is such a row.
-      candidates: int32[queries] each.
+      first: int32[queries], first candidate slot.
+      number: int32[queries] of candidates.
       pieces: [queries, D] each; their sum is the mean query, to the last bit of f32.
     """
 
     row: Any
     real: Any
-    candidates: Candidates
+    first: Any
+    number: Any
     pieces: tuple
 
 
@@ -78,15 +83,13 @@ def read_queries(x: Inputs, first, b, g, sizes: SelectionSizes) -> Queries:
     real = token < sizes.length
     at = b * sizes.length + token
     row = at * sizes.kv_heads + g
-    candidates = Candidates(
-        *(None if ref is None else read(ref, at, real, other=0) for ref in x.candidates)
-    )
+    first_slot, number = (read(ref, at, real, other=0) for ref in (x.first, x.number))
     rest = read(x.mean_query, row, real, columns=x.mean_query.shape[1])
     pieces, dtype = [], x.summary_keys.dtype
     for _ in range(1 if dtype == jnp.float32 else 3):
         pieces.append(rest.astype(dtype))
         rest -= pieces[-1].astype(jnp.float32)
-    return Queries(row, real, candidates, tuple(pieces))
+    return Queries(row, real, first_slot, number, tuple(pieces))
 
 
 def read_keys(x: Inputs, first, b, g, sizes: SelectionSizes):
@@ -106,24 +109,19 @@ def scores(queries: Queries, slot, keys, interpret: bool):
     found = dot(queries.pieces[0], keys, interpret, transpose_b=True)
     for piece in queries.pieces[1:]:
         found += dot(piece, keys, interpret, transpose_b=True)
-    first, number, excluded = queries.candidates
+    first, number = queries.first, queries.number
 
     def mask(found):
         place = slot[None, :] - first[:, None]
-        candidate = (place >= 0) & (place < number[:, None])
-        if excluded is not None:
-            candidate &= slot[None, :] != excluded[:, None]
-        return jnp.where(candidate, found, MASKED)
+        return jnp.where((place >= 0) & (place < number[:, None]), found, MASKED)
 
-    if excluded is not None:
-        return mask(found)
     all_candidates = (first.max() <= slot.min()) & (slot.max() < (first + number).min())
     return jax.lax.cond(all_candidates, lambda found: found, mask, found)
 
 
 def slot_range(queries: Queries, sizes: SelectionSizes):
     """Finds the tiles of slots in which some query of the tile has a candidate: first, end."""
-    first, number, _ = queries.candidates
+    first, number = queries.first, queries.number
     begin = jnp.where(number > 0, first, sizes.slots).min()
     end = jnp.where(number > 0, first + number, 0).max()
     return begin // sizes.tiles.slots, pl.cdiv(end, sizes.tiles.slots)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.block_selection.config import SelectionTiles
-from pallas_kernels.block_selection.reference import Candidates, candidates
 from pallas_kernels.block_selection.scores import Inputs, SelectionSizes
 from pallas_kernels.block_selection.triton_backward import Chosen, selection_keys, selection_queries
 from pallas_kernels.block_selection.triton_forward import selection_forward
 from pallas_kernels.masked_softmax import at_least_f32
-from pallas_kernels.triton_tools import pad_head, to_matrix
+from pallas_kernels.positions import blocks
+from pallas_kernels.triton_tools import pad_head, padded_head, to_matrix
 
 
 def block_selection(
@@ -28,53 +28,56 @@ def block_selection(
     interpret: bool = False,
 ) -> tuple[Int[Array, "B L G N"], Float[Array, "B L G N"] | None]:
     """See `pallas_kernels.block_selection`; without the probability, there is no gradient."""
+    del causal, mask_own_block  # its kernels are causal, where the own block is no candidate
     b, length, h, d = q.shape
     slots, g = summary_keys.shape[1:3]
+    q = jnp.where((positions >= 0)[..., None, None], q, jnp.zeros((), q.dtype))
     mean_query = at_least_f32(q).reshape(b, length, g, h // g, d).mean(3) * d**-0.5
-    row = candidates(positions, block_size=block_size, causal=causal, mask_own_block=mask_own_block)
-    sizes = SelectionSizes(length, slots, g, num_selected, SelectionTiles())
-    first_query = block_size if causal else 0
-    if causal or not mask_own_block:
-        row = row._replace(excluded=None)
-    if not with_probability:
-        x = _inputs(mean_query, summary_keys, row)
-        found = selection_forward(x, sizes, b, with_probability=False, interpret=interpret)
-        return found["slots"].reshape(b, length, g, num_selected), None
-    return _select(mean_query, summary_keys, row, sizes, first_query, interpret)
-
-
-def _inputs(mean_query, summary_keys, row: Candidates) -> Inputs:
-    return Inputs(
-        to_matrix(pad_head(mean_query)),
-        to_matrix(pad_head(summary_keys)),
-        Candidates(*(None if x is None else x.reshape(-1) for x in row)),
+    row = blocks(positions, block_size=block_size, causal=True)
+    sizes = SelectionSizes(
+        length=length,
+        slots=slots,
+        kv_heads=g,
+        block_size=block_size,
+        num_selected=num_selected,
+        tiles=SelectionTiles.heuristics(padded_head(d), summary_keys.dtype),
     )
+    candidates = row.first_slot, row.num_candidates
+    if with_probability:
+        return _select(mean_query, summary_keys, candidates, sizes, interpret)
+    x = _inputs(mean_query, summary_keys, candidates)
+    found = selection_forward(x, sizes, b, with_probability=False, interpret=interpret)
+    return found["slots"].reshape(b, length, g, num_selected), None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _select(mean_query, summary_keys, row, sizes, first_query, interpret):
-    return _save(mean_query, summary_keys, row, sizes, first_query, interpret)[0]
+def _inputs(mean_query, summary_keys, candidates) -> Inputs:
+    first, number = candidates
+    keys = to_matrix(pad_head(summary_keys))
+    return Inputs(to_matrix(pad_head(mean_query)), keys, first.reshape(-1), number.reshape(-1))
 
 
-def _save(mean_query, summary_keys, row, sizes, first_query, interpret):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _select(mean_query, summary_keys, candidates, sizes, interpret):
+    return _save(mean_query, summary_keys, candidates, sizes, interpret)[0]
+
+
+def _save(mean_query, summary_keys, candidates, sizes, interpret):
     batch, length, g, _ = mean_query.shape
-    x = _inputs(mean_query, summary_keys, row)
+    x = _inputs(mean_query, summary_keys, candidates)
     found = selection_forward(x, sizes, batch, with_probability=True, interpret=interpret)
     chosen = (batch, length, g, sizes.num_selected)
     out = found["slots"].reshape(chosen), found["probability"].reshape(chosen)
-    return out, (mean_query, summary_keys, row, out, found["log_total"])
+    return out, (mean_query, summary_keys, candidates, out, found["log_total"])
 
 
-def _backward(sizes, first_query, interpret, saved, d_out):
-    mean_query, summary_keys, row, (slots, probability), log_total = saved
+def _backward(sizes, interpret, saved, d_out):
+    mean_query, summary_keys, candidates, (slots, probability), log_total = saved
     batch = mean_query.shape[0]
-    x = _inputs(mean_query, summary_keys, row)
+    x = _inputs(mean_query, summary_keys, candidates)
     mean = (d_out[1] * probability).sum(-1)
     chosen = Chosen(slots.reshape(-1), d_out[1].reshape(-1), mean.reshape(-1), log_total)
     d_query = selection_queries(x, chosen, sizes, batch, interpret)
-    d_keys = selection_keys(
-        x, chosen, sizes, batch, first_query=first_query, interpret=interpret
-    )
+    d_keys = selection_keys(x, chosen, sizes, batch, interpret)
 
     def like(x, wanted):
         x = x.reshape(*wanted.shape[:-1], -1)[..., : wanted.shape[-1]]

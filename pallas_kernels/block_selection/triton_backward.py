@@ -66,15 +66,13 @@ def selection_queries_kernel(x, out, *, sizes: SelectionSizes, interpret: bool):
         return d_query + dot(d_scores.astype(keys.dtype), keys, interpret)
 
     d_query = jnp.zeros(queries.pieces[0].shape, jnp.float32)
-    d_query = jax.lax.fori_loop(*slot_range(queries, sizes), step, d_query)
+    begin, end = slot_range(queries, sizes)
+    d_query = jax.lax.fori_loop(begin, end, step, d_query)
     write(out, queries.row, queries.real, d_query)
 
 
-def selection_keys_kernel(x, out, *, sizes: SelectionSizes, first_query: int, interpret: bool):
-    """Finds the gradient of a tile of summary keys, walking all queries that may score them.
-
-    `first_query` tokens, times the tile's first slot, come before every such query.
-    """
+def selection_keys_kernel(x, out, *, sizes: SelectionSizes, interpret: bool):
+    """Finds the gradient of a tile of summary keys, walking all queries that may score them."""
     x, chosen = x
     tiles = pl.cdiv(sizes.slots, sizes.tiles.slots)
     tile, b, g = place(pl.program_id(0), tiles, sizes.kv_heads)
@@ -86,7 +84,8 @@ def selection_keys_kernel(x, out, *, sizes: SelectionSizes, first_query: int, in
         d_scores = d_scores.astype(keys.dtype)
         return d_keys + dot(d_scores, queries.pieces[0], interpret, transpose_a=True)
 
-    begin = tile * sizes.tiles.slots * first_query // sizes.tiles.queries
+    # The block of slot w begins at token w * S or later, and only later queries score it.
+    begin = tile * sizes.tiles.slots * sizes.block_size // sizes.tiles.queries
     end = pl.cdiv(sizes.length, sizes.tiles.queries)
     d_keys = jax.lax.fori_loop(begin, end, step, jnp.zeros(keys.shape, jnp.float32))
     write(out, row, real, d_keys)
@@ -106,9 +105,7 @@ def selection_queries(x: Inputs, chosen: Chosen, sizes: SelectionSizes, batch, i
     )
 
 
-def selection_keys(
-    x: Inputs, chosen: Chosen, sizes: SelectionSizes, batch, *, first_query: int, interpret: bool
-):
+def selection_keys(x: Inputs, chosen: Chosen, sizes: SelectionSizes, batch, interpret: bool):
     """Launches `selection_keys_kernel`; returns the gradient of the summary keys, f32."""
     return launch(
         selection_keys_kernel,
@@ -118,6 +115,5 @@ def selection_keys(
         programs=batch * sizes.kv_heads * pl.cdiv(sizes.slots, sizes.tiles.slots),
         interpret=interpret,
         sizes=sizes,
-        first_query=first_query,
         **sizes.launch,
     )

@@ -44,7 +44,10 @@ def _sort_in(found, first_slot, best):
         values, slots, slot = list(values), list(slots), first_slot + at
         for n in range(len(values)):
             above = value > values[n]  # ties stay with the slot that came first
-            values[n], value = jnp.where(above, value, values[n]), jnp.where(above, values[n], value)
+            values[n], value = (
+                jnp.where(above, value, values[n]),
+                jnp.where(above, values[n], value),
+            )
             slots[n], slot = jnp.where(above, slot, slots[n]), jnp.where(above, slots[n], slot)
         return found, tuple(values), tuple(slots)
 
@@ -66,17 +69,19 @@ def selection_forward_kernel(
     begin, end = slot_range(queries, sizes)
 
     def score(n):
-        first_slot = n * sizes.tiles.slots
-        slot, _, _, keys = read_keys(x, first_slot, b, g, sizes)
-        return scores(queries, slot, keys, interpret), first_slot
+        slot, _, _, keys = read_keys(x, n * sizes.tiles.slots, b, g, sizes)
+        return scores(queries, slot, keys, interpret)
 
-    none = jnp.full(queries.row.shape, MASKED, jnp.float32), jnp.full(queries.row.shape, -1)
-    best = tuple((part.astype(part.dtype),) * sizes.num_selected for part in none)
-    values, slots = jax.lax.fori_loop(begin, end, lambda n, best: _sort_in(*score(n), best), best)
+    none = jnp.full(queries.row.shape, MASKED, jnp.float32), jnp.full_like(queries.row, -1)
+    values, slots = jax.lax.fori_loop(
+        begin,
+        end,
+        lambda n, best: _sort_in(score(n), n * sizes.tiles.slots, best),
+        tuple((part,) * sizes.num_selected for part in none),
+    )
 
     def add(n, total):
-        found, _ = score(n)
-        return total + jnp.exp(found - highest[:, None]).sum(1)
+        return total + jnp.exp(score(n) - highest[:, None]).sum(1)
 
     highest = jnp.maximum(values[0], NOTHING_LOGIT)
     second_end = end
@@ -107,7 +112,7 @@ def _surely_probable(values, queries: Queries):
     lowest = values[0]
     for value in values[1:]:
         lowest = jnp.where(value > MASKED, value, lowest)
-    count = queries.candidates.number.astype(jnp.float32) + 1.0
+    count = queries.number.astype(jnp.float32) + 1.0
     margin = -math.log(LEAST_PROBABILITY) - 0.01  # spares the rounding of the logarithm
     enough = (values[0] - lowest + jnp.log(count) < margin) & (values[0] > NOTHING_LOGIT)
     return enough | (values[0] <= MASKED)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import checks, dispatch
+from pallas_kernels import checks, dispatch, triton_limits
 from pallas_kernels.blossom_attention import reference, triton, xla
 
 IMPLEMENTATIONS: dict[str, Callable] = {
@@ -53,7 +53,8 @@ def blossom_attention(
       selection_gradient: "none" or "straight_through", see `selected_attention`.
       max_history: static promise that positions stay below it (default L). It bounds the
         short-term distances, and lets rows of short histories be attended as dense bands.
-      implementation: "reference", "xla", or None for the fastest here.
+      implementation: "reference", "xla", "triton", "triton_interpret" (its kernels, run operation
+        by operation on any device), or None for the fastest here.
 
     Returns:
       [B, L, H, D] in q's dtype; zero at padding, as are all input gradients there.
@@ -71,9 +72,20 @@ def blossom_attention(
     if gate.shape != (*q.shape[:3], 2):
         raise ValueError(f"gate must be [B, L, H, 2] = {(*q.shape[:3], 2)}, got {gate.shape}")
     max_history = checks.check_max_history(max_history, q.shape[1])
-    run = dispatch.choose("blossom_attention", implementation, IMPLEMENTATIONS)
-    q, k, v, gate = checks.without_padding(positions, q, k, v, gate)
-    return run(
+    refusal = triton_limits.refusal(
+        q,
+        k.shape[2],
+        causal=causal,
+        block_size=block_size,
+        window=window,
+        num_selected=num_selected,
+    )
+    name = dispatch.choose(
+        "blossom_attention", implementation, refusal=refusal, max_history=max_history
+    )
+    if dispatch.reads_padding(name):
+        q, k, v, gate = checks.without_padding(positions, q, k, v, gate)
+    return IMPLEMENTATIONS[name](
         q,
         k,
         v,

@@ -1,13 +1,14 @@
 """The public function of the short-term path."""
 
 import functools
+from collections.abc import Callable
 
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import checks, dispatch
+from pallas_kernels import checks, dispatch, triton_limits
 from pallas_kernels.power_attention import reference, triton, xla
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str, Callable] = {
     "reference": reference.power_attention,
     "xla": xla.power_attention,
     "triton": triton.power_attention,
@@ -40,7 +41,8 @@ def power_attention(
       window: number of most recent tokens attended, the query's own included.
       causal: whether a query sees only its past.
       max_history: static promise that positions stay below it; it bounds the distances looked at.
-      implementation: "reference", "xla", or None for the fastest here.
+      implementation: "reference", "xla", "triton", "triton_interpret" (its kernels, run operation
+        by operation on any device), or None for the fastest here.
 
     Returns:
       [B, L, H, D] in q's dtype; zero at padding, as are all input gradients there.
@@ -52,6 +54,10 @@ def power_attention(
     checks.check_qkv(q, k, v, positions)
     checks.check_at_least_one(window=window)
     max_history = checks.check_max_history(max_history, q.shape[1])
-    run = dispatch.choose("power_attention", implementation, IMPLEMENTATIONS)
-    q, k, v = checks.without_padding(positions, q, k, v)
-    return run(q, k, v, positions, window=window, causal=causal, max_history=max_history)
+    refusal = triton_limits.refusal(q, k.shape[2], causal=causal, window=window)
+    name = dispatch.choose("power_attention", implementation, refusal=refusal)
+    if dispatch.reads_padding(name):
+        q, k, v = checks.without_padding(positions, q, k, v)
+    return IMPLEMENTATIONS[name](
+        q, k, v, positions, window=window, causal=causal, max_history=max_history
+    )

@@ -41,17 +41,32 @@ class NearSizes:
 
     @property
     def tokens(self) -> int:
-        """Tokens of a program's tile.
+        """Tokens of a program's tile."""
+        return max(LEAST_TILE, self.tiles.rows // self.heads.padded_group)
 
-        The keys of a tile of queries that are at most so far back stand in the tile and the one
-        before it, so those two are the band.
+    @property
+    def behind(self) -> int:
+        """Tokens before a tile whose keys its queries may attend without looking farther back.
+
+        A multiple of the tile, so no power of two is both above it and within the band.
         """
-        return max(LEAST_TILE, pl.next_power_of_2(max(self.block_size, self.window)))
+        farthest = max(self.block_size, self.window) - 1
+        return max(1, pl.cdiv(farthest, self.tokens)) * self.tokens
+
+    @property
+    def band(self) -> int:
+        """Tokens in a band: the tile, those behind it, and what makes a power of two."""
+        return pl.next_power_of_2(self.behind + self.tokens)
+
+    @property
+    def first_shift(self) -> int:
+        """Least power of two beyond the band."""
+        return pl.next_power_of_2(self.behind + 1)
 
     @property
     def shifts(self) -> int:
-        """Powers of two beyond the band: tokens * 2, tokens * 4, ... below the longest history."""
-        return max(0, (self.max_history - 1).bit_length() - self.tokens.bit_length())
+        """How many powers of two are beyond the band and below the longest history."""
+        return max(0, (self.max_history - 1).bit_length() - self.first_shift.bit_length() + 1)
 
     @property
     def log2_scale(self) -> float:
@@ -99,4 +114,4 @@ def band_bias(position, distance, sizes: NearSizes):
 
 def shift(n, sizes: NearSizes):
     """Returns the n-th distance beyond the band."""
-    return jax.lax.shift_left(jnp.int32(2 * sizes.tokens), jnp.int32(n))
+    return jax.lax.shift_left(jnp.int32(sizes.first_shift), jnp.int32(n))

@@ -111,10 +111,11 @@ def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     heads, columns = sizes.heads, x.q.shape[1]
     first, b, g = sizes.place(pl.program_id(0))
     tile = read_tile(x.positions, first, sizes.tokens, b, g, heads)
-    band = read_tile(x.positions, first - sizes.tokens, 2 * sizes.tokens, b, g, heads.single)
-    keys, values = (read(ref, band.row, band.inside, columns=columns) for ref in (x.k, x.v))
+    band = read_tile(x.positions, first - sizes.behind, sizes.band, b, g, heads.single)
+    real_key = band.position >= 0
+    keys, values = (read(ref, band.row, real_key, columns=columns) for ref in (x.k, x.v))
     bias = band_bias(tile.position, tile.token[:, None] - band.token[None, :], sizes)
-    queries = _read_queries(x, tile.row, tile.inside, sizes.paths)
+    queries = _read_queries(x, tile.row, tile.position >= 0, sizes.paths)
 
     def add_shifted(n, d_q):
         distance = shift(n, sizes)
@@ -148,10 +149,11 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     heads, columns = sizes.heads, x.q.shape[1]
     first, b, g = sizes.place(pl.program_id(0))
     tile = read_tile(x.positions, first, sizes.tokens, b, g, heads.single)
-    band = read_tile(x.positions, first, 2 * sizes.tokens, b, g, heads)
-    keys, values = (read(ref, tile.row, tile.inside, columns=columns) for ref in (x.k, x.v))
+    band = read_tile(x.positions, first, sizes.band, b, g, heads)
+    real = tile.position >= 0
+    keys, values = (read(ref, tile.row, real, columns=columns) for ref in (x.k, x.v))
     bias = band_bias(band.position, band.token[:, None] - tile.token[None, :], sizes)
-    queries = _read_queries(x, band.row, band.inside, sizes.paths)
+    queries = _read_queries(x, band.row, band.position >= 0, sizes.paths)
     weights, d_logits = _band(queries, keys, values, bias, sizes, interpret)
     dtype = queries.q.dtype
     d_k = dot(d_logits.astype(dtype), queries.q, interpret, transpose_a=True)
@@ -173,7 +175,7 @@ def _shifted_keys(x: Inputs, first, b, g, sizes: NearSizes, interpret: bool):
     heads, columns = sizes.heads, x.q.shape[1]
     here = read_tile(x.positions, first, sizes.tokens, b, g, heads)
     key, value = (
-        read(ref, here.key_row, here.inside, columns=columns).astype(jnp.float32)
+        read(ref, here.key_row, here.position >= 0, columns=columns).astype(jnp.float32)
         for ref in (x.k, x.v)
     )
 

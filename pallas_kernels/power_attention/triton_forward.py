@@ -95,9 +95,10 @@ def near_forward_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     heads, columns = sizes.heads, x.q.shape[1]
     first, b, g = sizes.place(pl.program_id(0))
     tile = read_tile(x.positions, first, sizes.tokens, b, g, heads)
-    band = read_tile(x.positions, first - sizes.tokens, 2 * sizes.tokens, b, g, heads.single)
-    q = read(x.q, tile.row, tile.inside, columns=columns)
-    keys, values = (read(ref, band.row, band.inside, columns=columns) for ref in (x.k, x.v))
+    band = read_tile(x.positions, first - sizes.behind, sizes.band, b, g, heads.single)
+    real, real_key = tile.position >= 0, band.position >= 0
+    q = read(x.q, tile.row, real, columns=columns)
+    keys, values = (read(ref, band.row, real_key, columns=columns) for ref in (x.k, x.v))
     bias = band_bias(tile.position, tile.token[:, None] - band.token[None, :], sizes)
     scale = jnp.float32(sizes.log2_scale)
 
@@ -130,7 +131,7 @@ def near_forward_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
         if x.gate is None:
             mixed = path
         else:
-            gate = read(x.gate, tile.row * 2 + n, tile.inside).astype(jnp.float32)
+            gate = read(x.gate, tile.row * 2 + n, real).astype(jnp.float32)
             mixed = fma(gate[:, None], path, jnp.float32(mixed), interpret)
             write(out[name], tile.row, tile.inside, path)
             some = (gate > 0) & (log_total < NOTHING)

@@ -1,13 +1,14 @@
 """The public function that attends selected blocks."""
 
 import functools
+from collections.abc import Callable
 
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import checks, dispatch
+from pallas_kernels import checks, dispatch, triton_limits
 from pallas_kernels.selected_attention import reference, triton, xla
 
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str, Callable] = {
     "reference": reference.selected_attention,
     "xla": xla.selected_attention,
     "triton": triton.selected_attention,
@@ -44,7 +45,8 @@ def selected_attention(
       causal: whether a query sees only its past.
       selection_gradient: "none", or "straight_through": the logits of block n are multiplied by
         1 + P_n - stop_gradient(P_n), which changes no value and gives P_n a gradient.
-      implementation: "reference", "xla", or None for the fastest here.
+      implementation: "reference", "xla", "triton", "triton_interpret" (its kernels, run operation
+        by operation on any device), or None for the fastest here.
 
     Returns:
       [B, L, H, D] in q's dtype; zero at padding, as are all input gradients there.
@@ -57,9 +59,13 @@ def selected_attention(
     checks.check_at_least_one(block_size=block_size)
     checks.check_slots(q, k.shape[2], slots, probability)
     checks.check_selection_gradient(selection_gradient)
-    run = dispatch.choose("selected_attention", implementation, IMPLEMENTATIONS)
-    q, k, v = checks.without_padding(positions, q, k, v)
-    return run(
+    refusal = triton_limits.refusal(
+        q, k.shape[2], causal=causal, block_size=block_size, num_selected=slots.shape[-1]
+    )
+    name = dispatch.choose("selected_attention", implementation, refusal=refusal)
+    if dispatch.reads_padding(name):
+        q, k, v = checks.without_padding(positions, q, k, v)
+    return IMPLEMENTATIONS[name](
         q,
         k,
         v,

@@ -16,6 +16,7 @@ from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pai
 from pallas_kernels.selected_attention.inverted_lists import InvertedLists
 from pallas_kernels.triton_tools import dot, exp2, fma, launch, log2, read, reciprocal, write
 
+
 class Inputs(NamedTuple):
     """Arrays of the kernel: q [B * L * H, D], k and v [B * L * G, D], and the lists."""
 
@@ -23,6 +24,7 @@ class Inputs(NamedTuple):
     k: Any
     v: Any
     lists: InvertedLists
+
 
 def blocks_forward_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool):
     """Attends one block from every query that selected it."""
@@ -40,7 +42,10 @@ def blocks_forward_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool)
         highest = scores.max(1) * scale
         weight = exp2(fma(scores, scale, -highest[:, None], interpret), interpret)
         total = weight.sum(1)
-        part = dot(weight.astype(values.dtype), values, interpret) * reciprocal(total, interpret)[:, None]
+        part = (
+            dot(weight.astype(values.dtype), values, interpret)
+            * reciprocal(total, interpret)[:, None]
+        )
         write(out[0], part_row, real, part)
         write(out[1], part_row, real, highest + log2(total, interpret))
         return following
