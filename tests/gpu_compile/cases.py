@@ -10,6 +10,7 @@ from typing import Any
 from gpu_compile import demonstrations, training
 from gpu_compile.case import DTYPES, OPS, Case, Program
 from gpu_compile.targets import TRITON_GPUS
+from pallas_kernels import triton_limits
 
 HEAD_SIZES, GROUPS, BLOCK_SIZES = (16, 32, 64, 128), (1, 4, 8), (16, 32, 64)
 
@@ -35,9 +36,12 @@ def _every_kernel(op: str = "blossom_attention", **sizes: Any) -> Case:
 _ENDS: tuple[dict[str, Any], ...] = (
     {"num_selected": 16},
     {"num_selected": 16, "head_size": 128, "group": 8, "block_size": 64},
+    {"num_selected": triton_limits.LARGEST_SELECTION, "rows": 1},
     {"num_selected": 1, "window": 1},
-    {"window": 64},
-    {"length": 131072, "rows": 1},
+    {"window": triton_limits.LARGEST_BAND, "head_size": triton_limits.LARGEST_HEAD},
+    {"block_size": triton_limits.LARGEST_BAND, "head_size": triton_limits.LARGEST_HEAD},
+    {"group": triton_limits.LARGEST_GROUP, "head_size": triton_limits.LARGEST_HEAD},
+    {"length": triton_limits.LONGEST_ROW, "rows": 1},
     {"length": 50},
     {"head_size": 24, "group": 3},
 )

@@ -20,8 +20,7 @@ def timeout() -> int:
 
 def plugin_folder() -> pathlib.Path | None:
     """Returns the folder of packages that has the plugin, or None."""
-    folders = [APART, *map(pathlib.Path, sys.path)]
-    for folder in folders:
+    for folder in (*map(pathlib.Path, sys.path), APART):
         if any((folder / "jax_plugins" / plugin).is_dir() for plugin in _PLUGINS):
             return folder
     return None

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 
+from gpu_compile.environment import APART
+
 # Products on tensor cores, from Ampere's HMMA and Hopper's HGMMA to Blackwell's UTCHMMA.
 _TENSOR_CORE = re.compile(r"(UTC)?[HIQDO]G?MMA")
 _SPILLS = ("STL", "LDL")  # stores to and loads from a thread's own memory
@@ -60,7 +62,7 @@ def _run(tool: str, *arguments: str) -> str:
 
 def _tool(name: str) -> str:
     """Finds a tool where its package puts it, below some folder of packages."""
-    for folder in map(pathlib.Path, sys.path):
+    for folder in (*map(pathlib.Path, sys.path), APART):
         for found in folder.glob(f"nvidia/*/bin/{name}"):
             return str(found)
     raise FileNotFoundError(f"no {name}: pip install nvidia-cuda-{name}")
