@@ -67,15 +67,22 @@ def _save(mean_query, summary_keys, candidates, sizes, interpret):
     found = selection_forward(x, sizes, batch, with_probability=True, interpret=interpret)
     chosen = (batch, length, g, sizes.num_selected)
     out = found["slots"].reshape(chosen), found["probability"].reshape(chosen)
-    return out, (mean_query, summary_keys, candidates, out, found["log_total"])
+    return out, (
+        mean_query,
+        summary_keys,
+        candidates,
+        out,
+        found["highest"],
+        found["inverse_total"],
+    )
 
 
 def _backward(sizes, interpret, saved, d_out):
-    mean_query, summary_keys, candidates, (slots, probability), log_total = saved
+    mean_query, summary_keys, candidates, (slots, probability), *softmax = saved
     batch = mean_query.shape[0]
     x = _inputs(mean_query, summary_keys, candidates)
     mean = (d_out[1] * probability).sum(-1)
-    chosen = Chosen(slots.reshape(-1), d_out[1].reshape(-1), mean.reshape(-1), log_total)
+    chosen = Chosen(slots.reshape(-1), d_out[1].reshape(-1), mean.reshape(-1), *softmax)
     d_query = selection_queries(x, chosen, sizes, batch, interpret)
     d_keys = selection_keys(x, chosen, sizes, batch, interpret)
 

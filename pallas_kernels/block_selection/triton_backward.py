@@ -31,26 +31,31 @@ class Chosen(NamedTuple):
       slots: int32[B * L * G * N].
       d_probability: f32[B * L * G * N].
       mean: f32[B * L * G], sum of probability * d_probability.
-      log_total: f32[B * L * G].
+      highest: f32[B * L * G], where P = exp(score - highest) * inverse_total.
+      inverse_total: f32[B * L * G]; apart, as a sum of the two would round off what P needs.
     """
 
     slots: Any
     d_probability: Any
     mean: Any
-    log_total: Any
+    highest: Any
+    inverse_total: Any
 
 
 def _d_scores(queries: Queries, slot, keys, chosen: Chosen, sizes: SelectionSizes, interpret: bool):
     """Gradient of the scores of a tile of queries and a tile of slots."""
-    log_total, mean = (read(x, queries.row, queries.real) for x in (chosen.log_total, chosen.mean))
-    probability = jnp.exp(scores(queries, slot, keys, interpret) - log_total[:, None])
+    highest, inverse_total, mean = (
+        read(x, queries.row, queries.real)[:, None]
+        for x in (chosen.highest, chosen.inverse_total, chosen.mean)
+    )
+    probability = jnp.exp(scores(queries, slot, keys, interpret) - highest) * inverse_total
     d_probability = jnp.zeros(probability.shape, jnp.float32)
     for n in range(sizes.num_selected):
         at = queries.row * sizes.num_selected + n
         selected = read(chosen.slots, at, queries.real, other=-1)
         cotangent = read(chosen.d_probability, at, queries.real)
         d_probability += jnp.where(selected[:, None] == slot[None, :], cotangent[:, None], 0.0)
-    return probability * (d_probability - mean[:, None])
+    return probability * (d_probability - mean)
 
 
 def selection_queries_kernel(x, out, *, sizes: SelectionSizes, interpret: bool):

@@ -90,9 +90,9 @@ def selection_forward_kernel(
         second_end = begin + (end - begin) * jnp.where(sure, 0, 1).max()
     total = jnp.exp(NOTHING_LOGIT - highest)
     total = jax.lax.fori_loop(begin, second_end, add, total)
-    log_total = highest + jnp.log(jnp.maximum(total, jnp.finfo(jnp.float32).tiny))
+    inverse_total = 1.0 / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
     for n in range(sizes.num_selected):
-        probability = jnp.exp(values[n] - log_total)
+        probability = jnp.exp(values[n] - highest) * inverse_total
         keep = (values[n] > MASKED) & (probability > LEAST_PROBABILITY)
         if not with_probability:
             keep = (values[n] > MASKED) & (sure | keep)
@@ -101,7 +101,8 @@ def selection_forward_kernel(
         if with_probability:
             write(out["probability"], at, queries.real, jnp.where(keep, probability, 0.0))
     if with_probability:
-        write(out["log_total"], queries.row, queries.real, log_total)
+        write(out["highest"], queries.row, queries.real, highest)
+        write(out["inverse_total"], queries.row, queries.real, inverse_total)
 
 
 def _surely_probable(values, queries: Queries):
@@ -124,15 +125,16 @@ def selection_forward(
     """Launches `selection_forward_kernel`.
 
     Returns:
-      A dict: "slots" int32[B * L * G * N], and where asked for "probability" f32 likewise and
-      "log_total" f32[B * L * G].
+      A dict: "slots" int32[B * L * G * N], and where asked for "probability" f32 likewise, and
+      "highest" and "inverse_total" f32[B * L * G]: P = exp(score - highest) * inverse_total.
     """
     rows = x.mean_query.shape[0]
     chosen = rows * sizes.num_selected
     outputs = {"slots": jax.ShapeDtypeStruct((chosen,), jnp.int32)}
     if with_probability:
         outputs["probability"] = jax.ShapeDtypeStruct((chosen,), jnp.float32)
-        outputs["log_total"] = jax.ShapeDtypeStruct((rows,), jnp.float32)
+        outputs["highest"] = jax.ShapeDtypeStruct((rows,), jnp.float32)
+        outputs["inverse_total"] = jax.ShapeDtypeStruct((rows,), jnp.float32)
     return launch(
         selection_forward_kernel,
         x,

@@ -9,7 +9,8 @@ import numpy as np
 
 import pallas_kernels
 
-IMPLEMENTATIONS = ("xla",)  # each is compared with "reference" in float64
+# Each is compared with "reference" in float64; on a GPU the Triton kernels are, see test_gpu.py.
+IMPLEMENTATIONS = ("xla", "triton_interpret")
 H, G, D = 4, 2, 8
 
 
@@ -43,7 +44,9 @@ class Case:
     selection_gradient: str = "none"
     max_history: int | None = None
     spread: float = 1.0  # of the summary keys; wide scores make the 1e-10 rule bite
+    num_heads: int = H
     num_kv_heads: int = G
+    head_size: int = D
 
     def __str__(self):
         fields = dataclasses.asdict(self).items()
@@ -73,11 +76,30 @@ CASES = [
     Case(rows="long", block_size=64, num_selected=4, max_history=300),
     Case(rows="packed", window=1, num_selected=40),
     Case(rows="packed", window=40, block_size=2),
+    Case(rows="packed", block_size=6, num_heads=3, num_kv_heads=1, head_size=20),
     Case(rows="packed", causal=False, selection_gradient="straight_through"),
     Case(rows="ragged", causal=False, mask_own_block=True),
     Case(rows="padding_only", causal=False, block_size=16, window=3),
     Case(rows="long", causal=False, mask_own_block=True, selection_gradient="straight_through"),
 ]
+
+# Sizes that only a real GPU is quick enough for.
+LARGE_CASES = [
+    Case("long", 16, 4, num_heads=8, head_size=16),
+    Case("long", 32, 4, num_heads=8, num_kv_heads=1, head_size=32),
+    Case("long", 64, 2, num_heads=4, head_size=64, selection_gradient="straight_through"),
+    Case("long", 16, 16, num_heads=2, head_size=128, selection_gradient="straight_through"),
+]
+
+
+def runs(cases, implementations=IMPLEMENTATIONS):
+    """Pairs cases with the implementations that serve them: the Triton kernels are causal."""
+    return [
+        (case, name)
+        for case in cases
+        for name in implementations
+        if case.causal or not name.startswith("triton")
+    ]
 
 
 @functools.cache
@@ -85,14 +107,15 @@ def inputs(case: Case) -> dict[str, np.ndarray]:
     """Random inputs in float64 that bf16 holds exactly, so that every dtype selects the same."""
     rng = np.random.default_rng(0)
     (b, length), g = case.positions.shape, case.num_kv_heads
+    h, d = case.num_heads, case.head_size
     slots = -(-length // case.block_size)
     arrays = {
-        "q": rng.normal(size=(b, length, H, D)),
-        "k": rng.normal(size=(b, length, g, D)),
-        "v": rng.normal(size=(b, length, g, D)),
-        "summary_keys": rng.normal(size=(b, slots, g, D)) * case.spread,
-        "gate": rng.uniform(size=(b, length, H, 2)),
-        "cotangent": rng.normal(size=(b, length, H, D)),
+        "q": rng.normal(size=(b, length, h, d)),
+        "k": rng.normal(size=(b, length, g, d)),
+        "v": rng.normal(size=(b, length, g, d)),
+        "summary_keys": rng.normal(size=(b, slots, g, d)) * case.spread,
+        "gate": rng.uniform(size=(b, length, h, 2)),
+        "cotangent": rng.normal(size=(b, length, h, d)),
     }
     return {name: np.asarray(x.astype(jnp.bfloat16), np.float64) for name, x in arrays.items()}
 

@@ -1,12 +1,17 @@
 """Mistakes are named before anything is traced; implementations are chosen by name."""
 
+import re
+import types
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import row
 
 import pallas_kernels
-from pallas_kernels import validate_positions
+from pallas_kernels import dispatch, validate_positions
+from pallas_kernels.triton_limits import refusal
 
 B, L, H, G, D, S, N = 2, 32, 4, 2, 8, 4, 3
 GOOD = {
@@ -62,11 +67,76 @@ def test_slots_of_another_shape_are_named():
         )
 
 
-def test_a_known_implementation_that_is_not_there_says_what_is():
-    with pytest.raises(NotImplementedError, match="power_attention has no .*triton.* has referen"):
-        pallas_kernels.power_attention(
-            *(GOOD[x] for x in "qkv"), GOOD["positions"], window=8, implementation="triton"
-        )
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"causal": False}, "causal=False: its kernels are causal"),
+        ({"block_size": 200, "summary_keys": jnp.ones((B, 1, G, D))}, "block_size=200 is above"),
+        ({"window": 129}, "window=129 is above 128"),
+        ({"num_selected": 65}, "num_selected=65 is above 64"),
+    ],
+)
+def test_what_the_kernels_cannot_serve_is_named(change, message):
+    arguments = {**GOOD, **SIZES, **change}
+    arrays = [arguments.pop(name) for name in GOOD]
+    with pytest.raises(NotImplementedError, match=f"cannot run with implem.*triton.*{message}"):
+        pallas_kernels.blossom_attention(*arrays, **arguments, implementation="triton")
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, message",
+    [
+        ((1, 8, 2, 129), "float32", "head_size=129 is above 128"),
+        ((1, 8, 34, 16), "float32", "17 query heads share a key"),
+        ((1, 8, 2, 16), "float16", "float16 is neither"),
+        ((1, 2**17 + 1, 2, 16), "bfloat16", "rows of length=131073 are above 131072"),
+        ((2**10, 2**10, 8, 64), "bfloat16", "2147483648 elements .* int32"),
+    ],
+)
+def test_shapes_that_the_kernels_cannot_serve_are_named(shape, dtype, message):
+    q = jax.ShapeDtypeStruct(shape, dtype)
+    assert re.search(message, refusal(q, 2, causal=True, num_selected=4))
+
+
+def test_a_named_implementation_never_looks_at_the_devices(monkeypatch):
+    def look(*_):
+        raise AssertionError("looked at the devices")
+
+    monkeypatch.setattr(jax, "devices", look)
+    monkeypatch.setattr(jax, "default_backend", look)
+    assert dispatch.choose("power_attention", "triton", refusal=None) == "triton"
+    with pytest.raises(AssertionError, match="looked"):
+        dispatch.choose("power_attention", None, refusal=None)
+
+
+@pytest.mark.parametrize(
+    "capability, max_history, rule, want",
+    [
+        ("9.0", 4096, None, "triton"),
+        ("8.0", 4096, None, "triton"),
+        ("7.5", 4096, None, "xla"),
+        ("gfx942", 4096, None, "xla"),
+        ("9.0", 4096, "window=500 is above 128", "xla"),
+        ("9.0", 10, None, "xla"),
+    ],
+)
+def test_the_local_gpu_and_the_length_choose(monkeypatch, capability, max_history, rule, want):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    device = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(dispatch, "crossover", lambda op: 64)
+    assert dispatch.choose("op", None, refusal=rule, max_history=max_history) == want
+
+
+def test_a_fallback_says_why_once(monkeypatch, caplog):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    device = types.SimpleNamespace(compute_capability="7.5")
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    for _ in range(2):
+        dispatch.choose("power_attention", None, refusal=None)
+    message = "power_attention runs with implementation='xla': Triton needs compute capability 8.0"
+    assert [record.message.startswith(message) for record in caplog.records] == [True]
+    assert "this GPU has 7.5" in caplog.text
 
 
 @pytest.mark.parametrize(

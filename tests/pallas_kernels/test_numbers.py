@@ -6,7 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import BLOSSOM, CASES, IMPLEMENTATIONS, SELECTION, Case, inputs, relative_error, run
+from cases import (
+    BLOSSOM,
+    CASES,
+    IMPLEMENTATIONS,
+    SELECTION,
+    Case,
+    inputs,
+    relative_error,
+    run,
+    runs,
+)
 
 import pallas_kernels
 
@@ -32,28 +42,28 @@ def check(op, case, names, sizes, implementation, dtype):
         assert not gradients[name][padding].any(), name
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case, implementation", runs(CASES), ids=str)
 def test_blossom_attention_equals_reference(case, implementation):
     check("blossom_attention", case, BLOSSOM_INPUTS, BLOSSOM, implementation, "float32")
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("case", [CASES[0], CASES[7], CASES[12]], ids=str)
+@pytest.mark.parametrize("case, implementation", runs([CASES[0], CASES[7], CASES[12]]), ids=str)
 def test_bfloat16_stays_within_its_bound(case, implementation):
     check("blossom_attention", case, BLOSSOM_INPUTS, BLOSSOM, implementation, "bfloat16")
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("case", [CASES[0], CASES[12], CASES[14]], ids=str)
+@pytest.mark.parametrize("case, implementation", runs([CASES[0], CASES[12], CASES[14]]), ids=str)
 def test_power_attention_alone(case, implementation):
     sizes = ("window", "causal", "max_history")
     check("power_attention", case, QKV, sizes, implementation, "float32")
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("case", [*CASES[:7], *CASES[10:]], ids=str)
+@pytest.mark.parametrize("case, implementation", runs([*CASES[:7], *CASES[10:]]), ids=str)
 def test_selection_equals_reference(case, implementation):
+    check_selection(case, implementation)
+
+
+def check_selection(case, implementation):
     arrays = {name: jnp.asarray(inputs(case)[name], jnp.float32) for name in ("q", "summary_keys")}
     weight = np.random.default_rng(1).normal(size=(*case.positions.shape, 1, 1))
 
@@ -98,8 +108,12 @@ def test_equal_scores_go_to_the_lower_slot(implementation):
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_repeats_are_bit_equal(implementation):
     case = Case(rows="packed", selection_gradient="straight_through")
+    check_repeats(case, implementation, "float32")
+
+
+def check_repeats(case, implementation, dtype):
     runs = [
-        run("blossom_attention", case, BLOSSOM_INPUTS, BLOSSOM, implementation, "float32")
+        run("blossom_attention", case, BLOSSOM_INPUTS, BLOSSOM, implementation, dtype)
         for _ in range(2)
     ]
     np.testing.assert_array_equal(runs[0][0], runs[1][0])

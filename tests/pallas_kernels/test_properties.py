@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import D, G, H, row
+from cases import IMPLEMENTATIONS, D, G, H, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,21 +23,27 @@ def arrays(seed, length=LENGTH, batch=1):
     return [rng.normal(size=(batch, *shape)).astype(np.float32) for shape in shapes]
 
 
-@functools.partial(jax.jit, static_argnames=("causal",))
-def attend(q, k, v, summary_keys, gate, positions, causal=True):
+@functools.partial(jax.jit, static_argnames=("causal", "implementation"))
+def attend(q, k, v, summary_keys, gate, positions, causal=True, implementation="xla"):
     return blossom_attention(
         *(q, k, v, summary_keys, gate, positions),
         **{"block_size": S, "num_selected": N, "window": W, "causal": causal},
+        implementation=implementation,
     )
 
 
-@pytest.mark.parametrize("causal", [True, False])
+by_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+
+
+@pytest.mark.parametrize(
+    "implementation, causal", [("xla", True), ("xla", False), ("triton_interpret", True)]
+)
 @given(lengths=sequences, shift=st.integers(0, 3), seed=st.integers(0, 99))
 @quick
-def test_packed_sequences_equal_each_alone(causal, lengths, shift, seed):
-    inputs = arrays(seed)
+def test_packed_sequences_equal_each_alone(implementation, causal, lengths, shift, seed):
+    inputs, options = arrays(seed), {"causal": causal, "implementation": implementation}
     positions = row(LENGTH, *[-shift] * bool(shift), *lengths)
-    packed = attend(*inputs, positions[None], causal=causal)
+    packed = attend(*inputs, positions[None], **options)
     begin = shift
     for n in lengths:
         alone = [np.zeros_like(x) for x in inputs]
@@ -46,24 +52,27 @@ def test_packed_sequences_equal_each_alone(causal, lengths, shift, seed):
                 one[:, :n] = x[:, begin : begin + n]
             else:  # slot w of the packed row is slot w - begin // S of the sequence alone
                 one[:, : n // S] = x[:, begin // S : begin // S + n // S]
-        got = attend(*alone, row(LENGTH, n)[None], causal=causal)
+        got = attend(*alone, row(LENGTH, n)[None], **options)
         np.testing.assert_allclose(got[0, :n], packed[0, begin : begin + n], atol=2e-6)
         begin += n
 
 
+@by_implementation
 @given(lengths=sequences, seed=st.integers(0, 99))
 @quick
-def test_content_of_padding_never_matters(lengths, seed):
+def test_content_of_padding_never_matters(implementation, lengths, seed):
+    attend_here = functools.partial(attend, implementation=implementation)
     positions = row(LENGTH, *lengths)
     clean = arrays(seed)
     dirty = [x.copy() for x in clean]
     for x in dirty:
         if x.shape[1] == LENGTH:
             x[0, positions < 0] = np.nan
-    want, got = attend(*clean, positions[None]), attend(*dirty, positions[None])
+    want, got = attend_here(*clean, positions[None]), attend_here(*dirty, positions[None])
     np.testing.assert_array_equal(got, want)
     assert not np.asarray(got)[0, positions < 0].any()
-    gradients = jax.grad(lambda *x: attend(*x, positions[None]).sum(), argnums=range(5))(*dirty)
+    total = lambda *x: attend_here(*x, positions[None]).sum()  # noqa: E731
+    gradients = jax.grad(total, argnums=range(5))(*dirty)
     assert all(np.isfinite(g).all() for g in gradients)
 
 
@@ -75,17 +84,20 @@ def test_gradient_at_padding_is_exactly_zero():
     assert not any(np.asarray(g)[0, positions < 0].any() for g in gradients)
 
 
-def test_permuting_rows_permutes_outputs():
+@by_implementation
+def test_permuting_rows_permutes_outputs(implementation):
     positions = np.stack([row(LENGTH, 40), row(LENGTH, 5, 20), row(LENGTH, -LENGTH)])
     inputs, order = arrays(1, batch=3), [2, 0, 1]
-    want = attend(*inputs, positions)[np.array(order)]
-    got = attend(*(x[order] for x in inputs), positions[order])
+    want = attend(*inputs, positions, implementation=implementation)[np.array(order)]
+    permuted = (x[order] for x in inputs)
+    got = attend(*permuted, positions[order], implementation=implementation)
     np.testing.assert_array_equal(got, want)
 
 
+@by_implementation
 @given(cut=st.integers(1, LENGTH - 1), seed=st.integers(0, 99))
 @quick
-def test_the_future_never_changes_the_past(cut, seed):
+def test_the_future_never_changes_the_past(implementation, cut, seed):
     positions = row(LENGTH, LENGTH)[None]
     inputs, other = arrays(seed), arrays(seed + 1)
     changed = [
@@ -93,11 +105,11 @@ def test_the_future_never_changes_the_past(cut, seed):
     ]
     # A summary key belongs to the past once its block has ended.
     changed[3] = np.concatenate([inputs[3][:, : cut // S], other[3][:, cut // S :]], 1)
-    want, got = attend(*inputs, positions), attend(*changed, positions)
+    want, got = (attend(*x, positions, implementation=implementation) for x in (inputs, changed))
     np.testing.assert_array_equal(got[:, :cut], want[:, :cut])
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("implementation", ["reference", *IMPLEMENTATIONS])
 def test_everything_selected_is_dense_attention(implementation):
     q, k, v, _, _ = arrays(2)
     positions = row(LENGTH, LENGTH)[None]
