@@ -15,6 +15,7 @@ def temporary_bytes(compiler, program):
     return report.memory["temp"]
 
 
+@pytest.mark.slow
 @gradients
 @implementations
 def test_a_training_step_grows_linearly(gpu_compiler, implementation, selection_gradient):
