@@ -19,14 +19,14 @@ TENSOR_CORE = {"a100": "HMMA", "l4": "HMMA", "h200": "HGMMA", "b200": "UTCHMMA"}
 @pytest.mark.parametrize(("case", "gpu"), cases.SUBSET, ids=str)
 def test_kernels_suit_the_gpu(gpu_compiler, case, gpu):
     report = gpu_compiler.compile(case, gpu)
-    assert not report.problems
+    assert not report.problems, "\n".join(report.problems)
 
 
 @pytest.mark.parametrize("gpu", TENSOR_CORE)
 def test_a_good_kernel_passes(gpu_compiler, gpu):
     report = gpu_compiler.compile(GOOD, gpu)
     (kernel,) = report.kernels
-    assert not report.problems
+    assert not report.problems, "\n".join(report.problems)
     assert kernel.name == "block_scores" and kernel.threads == 128
     assert 16 <= kernel.registers <= 64
     assert 0 < kernel.shared_memory <= GPUS[gpu].shared_memory_limit
