@@ -6,13 +6,16 @@ PY     := $(VENV)/bin/python
 PYTHON ?= python3.13 python3.12 python3.11 python3 python python3.14
 EXTRAS ?= test,dev
 JOBS   ?= 2
+# jax's CUDA plugin exists for Linux alone; elsewhere the tests that need it say so and are skipped.
+GPU_COMPILER := $(if $(filter Linux,$(shell uname -s)),$(VENV)/gpu_compile/.installed)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fresh-venv quickstart test lint format benchmark
+.PHONY: help setup fresh-venv quickstart test gpu-compile lint format benchmark
 
 help:
 	@echo 'make quickstart   train and evaluate on MovieLens-100K, in runs/quickstart'
 	@echo 'make test         lint, check types, run the tests'
+	@echo 'make gpu-compile  compile all kernels for A100, L4, H200 and B200, without a GPU'
 	@echo 'make setup        make $(VENV) and install into it; the others do so when needed'
 	@echo 'make lint         ruff and mypy alone'
 	@echo 'make format       let ruff format and mend what it can'
@@ -26,8 +29,11 @@ setup: $(VENV)/.installed-$(EXTRAS)
 quickstart: setup
 	$(PY) -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-test: lint
-	$(PY) -m pytest -n $(JOBS)
+test: lint $(GPU_COMPILER)
+	$(if $(GPU_COMPILER),GPU_COMPILE_REQUIRED=1) $(PY) -m pytest -n $(JOBS)
+
+gpu-compile: setup $(GPU_COMPILER)
+	PYTHONPATH=tests $(PY) -m gpu_compile --jobs $(JOBS) $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .
@@ -51,6 +57,14 @@ $(VENV)/.installed-$(EXTRAS): pyproject.toml constraints.txt $(if $(WHOLE),,fres
 	@touch $(VENV)/.unfinished
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.$(EXTRAS:%=[%])'
 	@mv $(VENV)/.unfinished $@
+
+# The extra gpu-compile, 500 MB, in a folder apart. Beside the other packages it would have every
+# program that imports jax complain that there is no CUDA.
+$(VENV)/gpu_compile/.installed: constraints.txt $(if $(WHOLE),,fresh-venv) | setup
+	@rm -rf $(@D)
+	$(PY) -m pip install --quiet --constraint constraints.txt --target $(@D) \
+	  jax-cuda12-plugin nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	@touch $@
 
 # Candidates are run, not looked up: a pyenv shim is on the PATH even where its Python is not.
 # Debian's Python may lack ensurepip; then virtualenv, or its own pip, puts pip in.

@@ -33,7 +33,7 @@ def test_commands_and_configs_exist():
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
-    targets = re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE)
+    targets = re.findall(r"(?:^|`)make ([\w-]+)", README, re.MULTILINE)
     assert targets and not [t for t in targets if f"\n{t}:" not in makefile]
 
 

@@ -1,0 +1,100 @@
+"""The programs that are compiled: every op, by everything that shapes its kernels.
+
+To add one, add a `Case` to `EXTREMES`, or a value to the loops of `_matrix`.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from gpu_compile import demonstrations, training
+from gpu_compile.case import DTYPES, OPS, Case, Program
+from gpu_compile.targets import TRITON_GPUS
+from pallas_kernels import triton_limits
+
+HEAD_SIZES, GROUPS, BLOCK_SIZES = (16, 32, 64, 128), (1, 4, 8), (16, 32, 64)
+
+
+def _matrix() -> Iterator[Case]:
+    """Yields every op by all that the dispatcher may be asked for."""
+    for dtype, head_size, group in itertools.product(DTYPES, HEAD_SIZES, GROUPS):
+        sizes: dict[str, Any] = {"dtype": dtype, "head_size": head_size, "group": group}
+        for direction in ("forward", "backward"):
+            yield Case("power_attention", direction=direction, **sizes)
+        for block_size, op in itertools.product(BLOCK_SIZES, [*OPS][1:]):
+            sizes["block_size"] = block_size
+            yield Case(op, **sizes)
+            yield Case(op, direction="backward", **sizes)
+            if "selection_gradient" in OPS[op][1]:
+                yield _every_kernel(op, **sizes)
+
+
+def _every_kernel(op: str = "blossom_attention", **sizes: Any) -> Case:
+    return Case(op, direction="backward", selection_gradient="straight_through", **sizes)
+
+
+_ENDS: tuple[dict[str, Any], ...] = (
+    {"num_selected": 16},
+    {"num_selected": 16, "head_size": 128, "group": 8, "block_size": 64},
+    {"num_selected": triton_limits.LARGEST_SELECTION, "rows": 1},
+    {"num_selected": 1, "window": 1},
+    {"window": triton_limits.LARGEST_BAND, "head_size": triton_limits.LARGEST_HEAD},
+    {"block_size": triton_limits.LARGEST_BAND, "head_size": triton_limits.LARGEST_HEAD},
+    {"group": triton_limits.LARGEST_GROUP, "head_size": triton_limits.LARGEST_HEAD},
+    {"length": triton_limits.LONGEST_ROW, "rows": 1},
+    {"length": 50},
+    {"head_size": 24, "group": 3},
+)
+# Sizes at the ends of what is served, and sizes that are padded.
+EXTREMES = [_every_kernel(dtype=dtype, **sizes) for dtype in DTYPES for sizes in _ENDS]
+MATRIX = [*_matrix(), *EXTREMES]
+
+
+def _subset() -> Iterator[tuple[Case, str]]:
+    """Yields some of the matrix, each for one GPU: what runs with the other tests.
+
+    Every kernel for each GPU and head size, with dtypes and the other sizes in turn; and each op
+    alone.
+    """
+    dtypes = [*DTYPES]
+    for row, gpu in enumerate(TRITON_GPUS):
+        for column, head_size in enumerate(HEAD_SIZES):
+            case = _every_kernel(
+                dtype=dtypes[(row + column) % 2],
+                head_size=head_size,
+                group=GROUPS[(row + column) % 3],
+                block_size=BLOCK_SIZES[(row + 2 * column) % 3],
+            )
+            yield case, gpu
+    for op, gpu in zip(OPS, TRITON_GPUS, strict=True):
+        yield Case(op), gpu
+        yield Case(op, direction="backward", dtype="float32", head_size=64), gpu
+
+
+SUBSET = list(_subset())
+_PATHS = ("xla", "triton"), ("none", "straight_through")
+
+
+def train_step(implementation: str, selection_gradient: str, length: int) -> training.TrainStep:
+    """Returns the training step that stands in `PROGRAMS` for these."""
+    return training.TrainStep(implementation, selection_gradient, length)
+
+
+def attention_gradient(implementation: str, selection_gradient: str) -> Case:
+    """Returns the gradient of attention alone that stands in `PROGRAMS` for these."""
+    return Case(
+        "blossom_attention",
+        implementation,
+        "backward",
+        selection_gradient=selection_gradient,
+        length=16384,
+        rows=1,
+    )
+
+
+_ALL: list[Program] = [*MATRIX, *(case for case, _ in SUBSET)]
+for _path in itertools.product(*_PATHS):
+    _ALL += [train_step(*_path, length) for length in (4096, 65536)]
+    _ALL += [attention_gradient(*_path)]
+_ALL += [demonstrations.GOOD, *demonstrations.BAD, demonstrations.HANGING]
+PROGRAMS: dict[str, Program] = {str(program): program for program in _ALL}

@@ -1,0 +1,72 @@
+"""Kernels compile for GPUs that are not here, to code that can be fast; and what cannot is found.
+
+These are some of the cases; `make gpu-compile` compiles all of them.
+"""
+
+import re
+
+import pytest
+from gpu_compile import cases
+from gpu_compile.case import Case
+from gpu_compile.client import Worker
+from gpu_compile.demonstrations import BAD, GOOD, HANGING
+from gpu_compile.executable import unsnappy
+from gpu_compile.targets import GPUS
+
+TENSOR_CORE = {"a100": "HMMA", "l4": "HMMA", "h200": "HGMMA", "b200": "UTCHMMA"}
+
+
+@pytest.mark.parametrize(("case", "gpu"), cases.SUBSET, ids=str)
+def test_kernels_suit_the_gpu(gpu_compiler, case, gpu):
+    report = gpu_compiler.compile(case, gpu)
+    assert not report.problems, "\n".join(report.problems)
+
+
+@pytest.mark.parametrize("gpu", TENSOR_CORE)
+def test_a_good_kernel_passes(gpu_compiler, gpu):
+    report = gpu_compiler.compile(GOOD, gpu)
+    (kernel,) = report.kernels
+    assert not report.problems, "\n".join(report.problems)
+    assert kernel.name == "block_scores" and kernel.threads == 128
+    assert 16 <= kernel.registers <= 64
+    assert 0 < kernel.shared_memory <= GPUS[gpu].shared_memory_limit
+    assert set(kernel.tensor_core) == {TENSOR_CORE[gpu]}
+
+
+@pytest.mark.parametrize("bad", BAD, ids=str)
+def test_a_bad_kernel_is_found(gpu_compiler, bad):
+    (problem,) = gpu_compiler.compile(bad, "a100").problems
+    assert re.search(bad.problem, problem)
+    assert not gpu_compiler.compile(GOOD, "a100").problems  # the worker has survived it
+
+
+@pytest.mark.parametrize("program", [GOOD, Case("power_attention")], ids=str)
+def test_a_gpu_without_triton_is_refused(gpu_compiler, program):
+    report = gpu_compiler.compile(program, "t4")
+    assert not report.kernels
+    assert all("compute capability" in problem for problem in report.problems) and report.problems
+
+
+def test_a_compiler_that_hangs_is_ended(gpu_compiler, monkeypatch):
+    monkeypatch.setenv("GPU_COMPILE_TIMEOUT", "1")
+    with Worker() as worker:
+        assert worker.compile(HANGING, "a100").problems == ["hang: took longer than 1 seconds"]
+
+
+def test_a_kernel_is_the_same_alone_and_in_its_program(gpu_compiler):
+    report = gpu_compiler.compile(Case("power_attention", direction="backward"), "h200", "program")
+    assert not report.failures and len(report.kernels) > 1
+    assert report.memory["temp"] > 0
+
+
+def test_every_program_has_a_name_of_its_own():
+    assert len({str(case) for case in cases.MATRIX}) == len(set(cases.MATRIX)) == len(cases.MATRIX)
+    assert all(cases.PROGRAMS[str(case)] == case for case in cases.MATRIX)
+
+
+def test_snappy_copies_may_overlap():
+    literal, copy = bytes([3 << 2]) + b"abcd", bytes([(60 - 1) << 2 | 2, 2, 0])
+    block = bytes([0x80 | 304 & 0x7F, 304 >> 7]) + literal + copy * 5
+    assert unsnappy(b"?" + block + b"?", 1) == b"abcd" + b"cd" * 150
+    with pytest.raises(ValueError, match="reaches before"):
+        unsnappy(bytes([0x80 | 304 & 0x7F, 304 >> 7]) + copy * 6)
