@@ -1,4 +1,4 @@
-"""The Triton kernels on a real GPU, by the same cases: `BLOSSOM_TEST_PLATFORM=cuda pytest -m gpu`."""
+"""The Triton kernels on a real GPU: `BLOSSOM_TEST_PLATFORM=cuda python -m pytest -m gpu`."""
 
 import jax
 import pytest
