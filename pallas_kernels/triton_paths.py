@@ -7,12 +7,12 @@ both paths at once. Backward likewise: block by block first, then near the query
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels import tuned
 from pallas_kernels.masked_softmax import at_least_f32
 from pallas_kernels.power_attention import triton_backward as near_backward
 from pallas_kernels.power_attention.config import NearTiles
@@ -24,7 +24,7 @@ from pallas_kernels.selected_attention.blocks import BlockSizes
 from pallas_kernels.selected_attention.config import BlockTiles
 from pallas_kernels.selected_attention.inverted_lists import invert
 from pallas_kernels.selected_attention.triton_forward import blocks_forward
-from pallas_kernels.triton_tools import Heads, pad_head, padded_head, to_matrix
+from pallas_kernels.triton_tools import Heads, pad_head, padded_head, shape, to_matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Paths:
     with_factor: bool = False
     interpret: bool = False
 
-    def near(self, q, k, slots) -> NearSizes:
-        """Sizes of the kernels of near keys."""
+    def near(self, kernel: str, q, k, slots) -> NearSizes:
+        """Sizes of a kernel of near keys."""
         return NearSizes(
             heads=heads(q, k),
             block_size=self.block_size,
@@ -54,14 +54,19 @@ class Paths:
             max_history=self.max_history,
             num_selected=0 if slots is None else slots.shape[-1],
             scale=q.shape[-1] ** -0.5,
-            tiles=NearTiles.heuristics(padded_head(q.shape[-1]), q.dtype),
+            tiles=tuned.choose(
+                kernel,
+                shape(q, k, self.block_size),
+                NearTiles.heuristics(padded_head(q.shape[-1]), q.dtype),
+            ),
         )
 
-    def blocks(self, q, k, slots, choose: Callable[..., BlockTiles]) -> BlockSizes:
-        """Sizes of a kernel of selected blocks, with the tiles that `choose` chooses."""
-        head_size = q.shape[-1]
-        tiles = choose(padded_head(self.block_size), padded_head(head_size), q.dtype)
-        scale = head_size**-0.5
+    def blocks(self, kernel: str, q, k, slots) -> BlockSizes:
+        """Sizes of a kernel of selected blocks."""
+        choose = BlockTiles.forward if kernel == "blocks_forward" else BlockTiles.backward
+        tiles = choose(padded_head(self.block_size), padded_head(q.shape[-1]), q.dtype)
+        tiles = tuned.choose(kernel, shape(q, k, self.block_size), tiles)
+        scale = q.shape[-1] ** -0.5
         return BlockSizes(heads(q, k), self.block_size, slots.shape[-1], scale, tiles)
 
 
@@ -101,11 +106,11 @@ def _save(q, k, v, slots, probability, gate, positions, paths):
     wide_q, wide_k, wide_v = (pad_head(x) for x in (q, k, v))
     if slots is not None:
         lists = invert(slots, positions, paths.block_size)
-        sizes = paths.blocks(q, k, slots, BlockTiles.forward)
+        sizes = paths.blocks("blocks_forward", q, k, slots)
         matrices = to_matrix(wide_q), to_matrix(wide_k), to_matrix(wide_v)
         found = blocks_forward(*matrices, lists, sizes, q.shape[0], interpret=paths.interpret)
         parts = Parts(slots.reshape(-1), *found)
-    sizes = paths.near(q, k, slots)
+    sizes = paths.near("near_forward", q, k, slots)
     outputs = near_forward(wide_q, wide_k, wide_v, positions, gate, parts, sizes, paths.interpret)
     out = outputs["out"][..., : q.shape[-1]]
     if gate is not None:
@@ -117,7 +122,8 @@ def _backward(paths, saved, d_out):
     q, k, v, slots, probability, gate, positions, outputs, lists = saved
     batch, d = q.shape[0], q.shape[-1]
     wide_q, wide_k, wide_v, wide_d_out = (to_matrix(pad_head(x)) for x in (q, k, v, d_out))
-    names = paths.near(q, k, slots).paths
+    sizes = paths.near("near_queries", q, k, slots)
+    names = sizes.paths
     totals, real = {}, (positions >= 0)[..., None]
     for name in names:
         path = outputs[name if gate is not None else "out"]
@@ -128,7 +134,7 @@ def _backward(paths, saved, d_out):
     if slots is not None:
         found = blocks_backward.blocks_backward(
             blocks_backward.Inputs(wide_q, wide_k, wide_v, wide_d_out, totals["long"], lists),
-            paths.blocks(q, k, slots, BlockTiles.backward),
+            paths.blocks("blocks_backward", q, k, slots),
             batch,
             with_factor=paths.with_factor,
             interpret=paths.interpret,
@@ -140,8 +146,8 @@ def _backward(paths, saved, d_out):
     x = near_backward.Inputs(
         wide_q, wide_k, wide_v, wide_d_out, positions.reshape(-1), totals, None
     )
-    sizes = paths.near(q, k, slots)
     d_q = near_backward.near_queries(x._replace(parts=queries_parts), sizes, batch, paths.interpret)
+    sizes = paths.near("near_keys", q, k, slots)
     d_kv = near_backward.near_keys(x._replace(parts=keys_parts), sizes, batch, paths.interpret)
     d_q, d_k, d_v = (
         g.reshape(*x.shape[:-1], -1)[..., :d] for g, x in zip((d_q, *d_kv), (q, k, v), strict=True)

@@ -210,6 +210,17 @@ def warps_for(elements: int, per_thread: int, *, least: int, most: int = 8) -> i
     return min(most, max(least, pl.next_power_of_2(pl.cdiv(elements, 32 * per_thread))))
 
 
+def shape(q, k, block_size: int) -> dict[str, Any]:
+    """Returns what the tiles of the kernels depend on, as `tuned.choose` looks it up."""
+    return {
+        "head_size": padded_head(q.shape[-1]),
+        "dtype": str(q.dtype),
+        "group": q.shape[2] // k.shape[2],
+        "block_size": block_size,
+        "length": q.shape[1],
+    }
+
+
 def to_matrix(x):
     """Views [B, L, heads, D] as a matrix of D columns."""
     return x.reshape(-1, x.shape[-1])

@@ -8,6 +8,8 @@ median seconds of the untuned tiles and of the best.
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,8 +18,12 @@ import jax
 import jax.numpy as jnp
 
 from blossom_jax.errors import UserError
-from experiments.benchmark import measure, sizes
-from experiments.benchmark.sizes import Sizes
+from experiments.benchmark import contenders, measure, sizes
+from experiments.benchmark.sizes import Draws, Sizes
+from pallas_kernels import triton_tools, tuned
+from pallas_kernels.block_selection.config import SelectionTiles
+from pallas_kernels.power_attention.config import NearTiles
+from pallas_kernels.selected_attention.config import BlockTiles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +47,51 @@ class Search:
     tolerance: float
 
 
-# By kernel: what makes its search at some sizes. Kernels that have tiles are entered here.
-SEARCHES: dict[str, Callable[[Sizes], Search]] = {}
+def _near() -> list[NearTiles]:
+    return [NearTiles(rows, warps) for rows in (32, 64, 128) for warps in (2, 4, 8)]
+
+
+def _blocks() -> list[BlockTiles]:
+    tiles = itertools.product((32, 64, 128), (1, 2, 4), (1, 2))
+    return [BlockTiles(rows, warps, stages) for rows, warps, stages in tiles]
+
+
+def _selection() -> list[SelectionTiles]:
+    tiles = itertools.product((16, 32), (16, 32, 64))
+    return [SelectionTiles(queries, slots, queries // 16) for queries, slots in tiles]
+
+
+# Candidates, and what the heuristics choose for a block, a head size and a dtype.
+_KERNELS: dict[str, tuple[Callable[[], list], Callable[[int, int, Any], Any]]] = {
+    "selection_forward": (_selection, lambda _, *shape: SelectionTiles.heuristics(*shape)),
+    "blocks_forward": (_blocks, BlockTiles.forward),
+    "near_forward": (_near, lambda _, *shape: NearTiles.heuristics(*shape)),
+    "blocks_backward": (_blocks, BlockTiles.backward),
+    "near_queries": (_near, lambda _, *shape: NearTiles.heuristics(*shape)),
+    "near_keys": (_near, lambda _, *shape: NearTiles.heuristics(*shape)),
+}
+
+
+def kernel_search(kernel: str, size: Sizes, implementation: str = "triton") -> Search:
+    """Searches one kernel's tiles by timing attention, forward and backward, around it."""
+    draws, prepare = Draws(), contenders.blossom(implementation)
+    q, k, _, _ = draws(size, 0)
+    shape = triton_tools.shape(q, k, size.block_size)
+
+    def launch(tiles):
+        with tuned.force(kernel, tiles):
+            return prepare(size, contenders.FORWARD_BACKWARD, draws).call
+
+    candidates, heuristics = _KERNELS[kernel]
+    keys = triton_tools.padded_head(size.block_size)
+    untuned = heuristics(keys, shape["head_size"], q.dtype)
+    return Search(kernel, shape, untuned, candidates(), launch, tolerance=1e-2)
+
+
+# By kernel: what makes its search at some sizes.
+SEARCHES: dict[str, Callable[[Sizes], Search]] = {
+    kernel: functools.partial(kernel_search, kernel) for kernel in _KERNELS
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,15 +102,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kernels",
         type=measure.names(SEARCHES),
         default=tuple(SEARCHES),
-        help=f"of {', '.join(SEARCHES) or 'none yet'}; all by default",
+        help=f"of {', '.join(SEARCHES)}; all by default",
     )
     parser.add_argument("--output", metavar="FILE.json", required=True, type=measure.writable)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Searches every kernel at every size, and writes the file anew after each."""
-    if not arguments.kernels:
-        raise UserError("no kernel here has tiles to tune")
+    if jax.default_backend() != "gpu":
+        raise UserError("tune needs a GPU: tiles say nothing on another device")
     tiles: list[dict[str, Any]] = []
     found = {"provenance": measure.provenance(arguments.commit), "tiles": tiles}
     for size in sizes.read(arguments):

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels import tuned
 from pallas_kernels.block_selection.config import SelectionTiles
 from pallas_kernels.block_selection.scores import Inputs, SelectionSizes
 from pallas_kernels.block_selection.triton_backward import Chosen, selection_keys, selection_queries
 from pallas_kernels.block_selection.triton_forward import selection_forward
 from pallas_kernels.masked_softmax import at_least_f32
 from pallas_kernels.positions import blocks
-from pallas_kernels.triton_tools import pad_head, padded_head, to_matrix
+from pallas_kernels.triton_tools import pad_head, padded_head, shape, to_matrix
 
 
 def block_selection(
@@ -40,7 +41,11 @@ def block_selection(
         kv_heads=g,
         block_size=block_size,
         num_selected=num_selected,
-        tiles=SelectionTiles.heuristics(padded_head(d), summary_keys.dtype),
+        tiles=tuned.choose(
+            "selection_forward",
+            shape(q, summary_keys, block_size),
+            SelectionTiles.heuristics(padded_head(d), summary_keys.dtype),
+        ),
     )
     candidates = row.first_slot, row.num_candidates
     if with_probability:

@@ -2,12 +2,19 @@
 
 import dataclasses
 import json
+import sys
 
+import jax
 import jax.numpy as jnp
 import pytest
 
+from blossom_jax.errors import UserError
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import measure, tune
+from experiments.benchmark.sizes import Sizes
+from pallas_kernels import triton_tools
+
+REAL_LAUNCH = triton_tools.launch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +82,43 @@ def test_untuned_tiles_that_fail_are_an_error():
 
 
 def test_the_data_file_says_where_it_is_from(launched, monkeypatch, tmp_path):
-    monkeypatch.setitem(tune.SEARCHES, "near", _search)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setitem(tune.SEARCHES, "near_keys", _search)
     path = tmp_path / "tiles.json"
-    benchmark.main(["tune", "--lengths=32,64", "--commit=abc", f"--output={path}"])
+    options = ["--kernels=near_keys", "--commit=abc", f"--output={path}"]
+    benchmark.main(["tune", "--lengths=32,64", *options])
     found = json.loads(path.read_text())
     assert found["provenance"].keys() == {"device", "cores", "jax", "commit", "date"}
     assert found["provenance"]["commit"] == "abc"
     assert [entry["shape"]["length"] for entry in found["tiles"]] == [32, 64]
+
+
+def test_without_a_gpu_it_says_so(tmp_path):
+    with pytest.raises(UserError, match="tune needs a GPU"):
+        benchmark.main(["tune", f"--output={tmp_path / 'tiles.json'}"])
+
+
+@pytest.mark.parametrize("kernel", tune.SEARCHES)
+def test_a_kernel_runs_with_the_tiles_that_are_launched(kernel, monkeypatch):
+    size = Sizes(rows=1, length=20, heads=2, kv_heads=1, head_size=16, dtype="float32")
+    search = tune.kernel_search(kernel, size, "triton_interpret")
+    assert all(type(tiles) is type(search.heuristics) for tiles in search.candidates)
+    given = []
+    for module in ("power_attention", "selected_attention", "block_selection"):
+        for direction in ("forward", "backward"):
+            path = f"pallas_kernels.{module}.triton_{direction}"
+            monkeypatch.setattr(sys.modules[path], "launch", _spy(given))
+    tiles = search.candidates[-1]
+    search.launch(tiles)()
+    assert [more["num_warps"] for name, more in given if name == kernel] == [tiles.num_warps]
+
+
+def _spy(given):
+    def launch(*args, name, **more):
+        given.append((name, more))
+        return REAL_LAUNCH(*args, name=name, **more)
+
+    return launch
 
 
 def test_it_times_what_it_launches():
