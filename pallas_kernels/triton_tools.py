@@ -185,7 +185,7 @@ def write(ref, rows, real, value) -> None:
     plgpu.store(ref.at[rows, column], value, mask=real)
 
 
-def read_tile(positions, first, tokens: int, b, g, heads: Heads) -> Tile:
+def read_tile(positions, first, tokens: int, b, g, heads: Heads, members=None, part=0) -> Tile:
     """Finds the query heads of `tokens` tokens from `first` on.
 
     Args:
@@ -195,10 +195,14 @@ def read_tile(positions, first, tokens: int, b, g, heads: Heads) -> Tile:
       b: batch row.
       g: key/value head.
       heads: sizes.
+      members: how many of the group's heads; all of them if None.
+      part: which of the group's parts of so many heads.
     """
-    row = jnp.arange(tokens * heads.padded_group, dtype=jnp.int32)
-    token, member = first + row // heads.padded_group, row % heads.padded_group
-    inside = (token >= 0) & (token < heads.length) & (member < heads.group)
+    members = heads.group if members is None else members
+    width = pl.next_power_of_2(members)
+    row = jnp.arange(tokens * width, dtype=jnp.int32)
+    token, member = first + row // width, part * members + row % width
+    inside = (token >= 0) & (token < heads.length) & (row % width < members)
     at = b * heads.length + token
     key_row = at * heads.kv_heads + g
     position = read(positions, at, inside, other=-1)

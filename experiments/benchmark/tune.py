@@ -62,8 +62,11 @@ def _selection() -> list[SelectionTiles]:
 
 
 # Candidates, and what the heuristics choose for a block, a head size and a dtype.
-_KERNELS: dict[str, tuple[Callable[[], list], Callable[[int, int, Any], Any]]] = {
-    "selection_forward": (_selection, lambda _, *shape: SelectionTiles.heuristics(*shape)),
+_KERNELS: dict[str, tuple[Callable[[], list], Callable[..., Any]]] = {
+    "selection_forward": (
+        _selection,
+        lambda _, *shape: SelectionTiles.heuristics(*shape),
+    ),
     "blocks_forward": (_blocks, BlockTiles.forward),
     "near_forward": (_near, lambda _, *shape: NearTiles.heuristics(*shape)),
     "blocks_backward": (_blocks, BlockTiles.backward),

@@ -13,7 +13,7 @@ class NearTiles:
     """Tiles of one kernel.
 
     Attributes:
-      rows: query heads that a program works on.
+      rows: query heads that a program works on at a time.
       num_warps: warps of a program.
       num_stages: depth of the pipeline.
     """
@@ -29,7 +29,7 @@ class NearTiles:
 
     @classmethod
     def heuristics(cls, head_size: int, dtype: jax.typing.DTypeLike) -> "NearTiles":
-        """Chooses tiles by shape: as many query heads, up to 64, as shared memory has room for.
+        """Chooses tiles by shape: as many query heads, up to 64, as registers have room for.
 
         Args:
           head_size: D, padded.

@@ -44,7 +44,20 @@ class NearSizes:
     @property
     def tokens(self) -> int:
         """Tokens of a program's tile."""
-        return max(LEAST_TILE, self.tiles.rows // self.heads.padded_group)
+        return max(LEAST_TILE, self.tiles.rows // pl.next_power_of_2(self.members))
+
+    @property
+    def members(self) -> int:
+        """Query heads of a group that a program works on at a time; divides the group."""
+        group = self.heads.group
+        fitting = (n for n in range(group, 1, -1) if group % n == 0)
+        rows = self.tiles.rows // LEAST_TILE
+        return next((n for n in fitting if pl.next_power_of_2(n) <= rows), 1)
+
+    @property
+    def parts(self) -> int:
+        """Parts of so many heads in a group."""
+        return self.heads.group // self.members
 
     @property
     def behind(self) -> int:
@@ -81,7 +94,7 @@ class NearSizes:
         return {"num_warps": self.tiles.num_warps, "num_stages": self.tiles.num_stages}
 
     def programs(self, batch: int) -> int:
-        """Size of the grid."""
+        """Size of a grid by tiles of tokens and key/value heads."""
         return batch * self.heads.kv_heads * pl.cdiv(self.heads.length, self.tokens)
 
     def place(self, program):

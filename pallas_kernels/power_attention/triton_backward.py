@@ -109,8 +109,9 @@ def _single(queries: Queries, key, value, sizes: NearSizes, interpret: bool):
 def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     """Finds the gradient of `sizes.tokens` tokens' query heads of one key/value head."""
     heads, columns = sizes.heads, x.q.shape[1]
-    first, b, g = sizes.place(pl.program_id(0))
-    tile = read_tile(x.positions, first, sizes.tokens, b, g, heads)
+    first, b, g = sizes.place(pl.program_id(0) // sizes.parts)
+    part = pl.program_id(0) % sizes.parts
+    tile = read_tile(x.positions, first, sizes.tokens, b, g, heads, sizes.members, part)
     queries = _read_queries(x, tile.row, tile.position >= 0, sizes.paths)
 
     def add_band(n, d_q):
@@ -159,7 +160,9 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
 
     def add_band(n, carry):
         d_k, d_v = carry
-        band = read_tile(x.positions, first + n * sizes.tokens, sizes.tokens, b, g, heads)
+        step, part = jax.lax.div(n, sizes.parts), jax.lax.rem(n, sizes.parts)
+        begin = first + step * sizes.tokens
+        band = read_tile(x.positions, begin, sizes.tokens, b, g, heads, sizes.members, part)
         bias = band_bias(band.position, band.token[:, None] - tile.token[None, :], sizes)
         queries = _read_queries(x, band.row, band.position >= 0, sizes.paths)
         weights, d_logits = _band(queries, keys, values, bias, sizes, interpret)
@@ -169,7 +172,7 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
         return d_k, d_v
 
     zero = jnp.zeros((sizes.tokens, columns), jnp.float32)
-    steps = 1 + sizes.behind // sizes.tokens
+    steps = (1 + sizes.behind // sizes.tokens) * sizes.parts
     d_k, d_v = jax.lax.fori_loop(0, steps, add_band, (zero, zero))
     if "short" in sizes.paths and sizes.shifts:
         far_k, far_v = _shifted_keys(x, first, b, g, sizes, interpret)
@@ -186,7 +189,7 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
 def _shifted_keys(x: Inputs, first, b, g, sizes: NearSizes, interpret: bool):
     """Adds up what the queries a power of two ahead give to a tile of keys and values."""
     heads, columns = sizes.heads, x.q.shape[1]
-    here = read_tile(x.positions, first, sizes.tokens, b, g, heads)
+    here = read_tile(x.positions, first, sizes.tokens, b, g, heads, sizes.members)
     key, value = (
         read(ref, here.key_row, here.position >= 0, columns=columns).astype(jnp.float32)
         for ref in (x.k, x.v)
@@ -194,8 +197,10 @@ def _shifted_keys(x: Inputs, first, b, g, sizes: NearSizes, interpret: bool):
 
     def add(n, carry):
         d_k, d_v = carry
-        distance = shift(n, sizes)
-        ahead = read_tile(x.positions, first + distance, sizes.tokens, b, g, heads)
+        step, part = jax.lax.div(n, sizes.parts), jax.lax.rem(n, sizes.parts)
+        distance = shift(step, sizes)
+        begin = first + distance
+        ahead = read_tile(x.positions, begin, sizes.tokens, b, g, heads, sizes.members, part)
         queries = _read_queries(x, ahead.row, ahead.position >= distance, ["short"])
         weight, d_logit = _single(queries, key, value, sizes, interpret)
         d_k = fma(d_logit, queries.q.astype(jnp.float32), d_k, interpret)
@@ -203,8 +208,8 @@ def _shifted_keys(x: Inputs, first, b, g, sizes: NearSizes, interpret: bool):
         return d_k, d_v
 
     zero = jnp.zeros(key.shape, jnp.float32)
-    carry = jax.lax.fori_loop(0, sizes.shifts, add, (zero, zero))
-    by_member = (sizes.tokens, heads.padded_group, columns)
+    carry = jax.lax.fori_loop(0, sizes.shifts * sizes.parts, add, (zero, zero))
+    by_member = (sizes.tokens, pl.next_power_of_2(sizes.members), columns)
     return [total.reshape(by_member).sum(1) for total in carry]
 
 
@@ -228,7 +233,7 @@ def near_queries(x: Inputs, sizes: NearSizes, batch: int, interpret: bool):
         x,
         jax.ShapeDtypeStruct(x.q.shape, x.q.dtype),
         name="near_queries",
-        programs=sizes.programs(batch),
+        programs=sizes.programs(batch) * sizes.parts,
         interpret=interpret,
         sizes=sizes,
         **sizes.launch,

@@ -102,8 +102,9 @@ def near_forward_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     the gate's logarithm is taken off the log-sum-exp, so that exp2(logit - it) is the gated weight.
     """
     heads, columns = sizes.heads, x.q.shape[1]
-    first, b, g = sizes.place(pl.program_id(0))
-    tile = read_tile(x.positions, first, sizes.tokens, b, g, heads)
+    first, b, g = sizes.place(pl.program_id(0) // sizes.parts)
+    part = pl.program_id(0) % sizes.parts
+    tile = read_tile(x.positions, first, sizes.tokens, b, g, heads, sizes.members, part)
     real = tile.position >= 0
     q = read(x.q, tile.row, real, columns=columns)
     scale = jnp.float32(sizes.log2_scale)
@@ -193,7 +194,7 @@ def near_forward(q, k, v, positions, gate, parts: Parts | None, sizes: NearSizes
         ),
         outputs,
         name="near_forward",
-        programs=sizes.programs(q.shape[0]),
+        programs=sizes.programs(q.shape[0]) * sizes.parts,
         interpret=interpret,
         sizes=sizes,
         **sizes.launch,
