@@ -76,11 +76,13 @@ CASES = [
     Case(rows="long", block_size=64, num_selected=4, max_history=300),
     Case(rows="packed", window=1, num_selected=40),
     Case(rows="packed", window=40, block_size=2),
-    Case(rows="packed", block_size=6, num_heads=3, num_kv_heads=1, head_size=20),
     Case(rows="packed", causal=False, selection_gradient="straight_through"),
     Case(rows="ragged", causal=False, mask_own_block=True),
     Case(rows="padding_only", causal=False, block_size=16, window=3),
     Case(rows="long", causal=False, mask_own_block=True, selection_gradient="straight_through"),
+    Case(rows="packed", block_size=6, num_heads=3, num_kv_heads=1, head_size=20),
+    # A group in two parts, and a band in two products.
+    Case("long", 40, 2, 20, num_heads=8, num_kv_heads=1, selection_gradient="straight_through"),
 ]
 
 # Sizes that only a real GPU is quick enough for.
