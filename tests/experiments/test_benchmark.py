@@ -37,7 +37,7 @@ PADDED = {
         (["attention", "--implementations=fast"], "'fast' is none of auto, triton"),
         (["attention", "--lengths=64,96", "--tokens=256"], "no whole number of rows of length=96"),
         (["attention", "--rows=1", "--tokens=64"], "not allowed with argument --rows"),
-        (["tune", "--output=tiles.json"], "no kernel here has tiles"),
+        (["tune", "--output=tiles.json"], "tune needs a GPU"),
         (["tune", "--output=no/such/folder/tiles.json"], "there is no folder no/such/folder"),
         (["gpu-report"], "--output"),
         (["gpu-report", "--output=x", "--few", "--full"], "not allowed with"),
