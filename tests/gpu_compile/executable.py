@@ -1,17 +1,17 @@
 """Finds the machine code inside an executable that XLA has serialized.
 
 XLA writes a Riegeli file whose records are compressed with Snappy; a program is such a file inside
-another. Neither format is worth a dependency here: whatever decompresses is searched for ELF files.
+another. Neither format is worth a dependency here: of each, what XLA writes is read. See
+https://github.com/google/riegeli/blob/master/doc/riegeli_records_file_format.md
 """
 
 import re
 import struct
 from collections.abc import Iterator
 
-_RIEGELI = bytes.fromhex("83af70d10d884a3f")  # how the first block of a file begins, after 24 bytes
-_BLOCK, _BLOCK_HEADER = 65536, 24
+_RIEGELI = bytes.fromhex("83af70d10d884a3f")  # how a file begins
+_BLOCK, _BLOCK_HEADER, _CHUNK_HEADER = 65536, 24, 40
 _CUDA_ELF = re.compile(rb"\x7fELF\x02.{11}..\xbe\x00", re.DOTALL)  # 64 bits, machine 190
-_CHUNK_HEADERS = 4000  # bytes within which the first compressed chunk has begun
 _LARGEST = 1 << 28
 
 
@@ -30,7 +30,7 @@ def _unpack(data: bytes, depth: int) -> bytes:
     """Returns the innermost content that has an ELF file, or nothing."""
     # A file inside comes first: compressed, an ELF file may still begin as one.
     for found in re.finditer(re.escape(_RIEGELI), data) if depth else ():
-        for content in _decompressed(_without_block_headers(data[found.start() :])):
+        for content in _chunks(_without_block_headers(data[found.start() :])):
             if payload := _unpack(content, depth - 1):
                 return payload
     return data if _CUDA_ELF.search(data) else b""
@@ -41,13 +41,29 @@ def _without_block_headers(file: bytes) -> bytes:
     return b"".join(file[start + _BLOCK_HEADER : start + _BLOCK] for start in starts)
 
 
-def _decompressed(chunks: bytes) -> Iterator[bytes]:
-    """Yields whatever decompresses, from wherever it begins."""
-    for start in range(min(len(chunks), _CHUNK_HEADERS)):
-        try:
-            yield unsnappy(chunks, start)
-        except (ValueError, IndexError):
-            continue
+def _chunks(file: bytes) -> Iterator[bytes]:
+    """Yields the records of each chunk, joined; what follows the file itself is no chunk."""
+    at = 0
+    while at + _CHUNK_HEADER <= len(file):
+        size, kind = struct.unpack_from("<8xQ8xB", file, at)
+        at += _CHUNK_HEADER
+        if at + size > len(file):
+            return
+        if kind == ord("r"):
+            yield _records(file[at : at + size])
+        at += size
+
+
+def _records(chunk: bytes) -> bytes:
+    """Returns the records of a simple chunk: its sizes come first, then its values."""
+    sizes, at = _varint(chunk, 1)
+    at += sizes
+    if chunk[0] == 0:  # not compressed
+        return chunk[at:]
+    if chunk[0] != ord("s"):
+        raise ValueError(f"compressed by {chunk[:1]!r}, not by Snappy")
+    _, at = _varint(chunk, at)
+    return unsnappy(chunk, at)
 
 
 def _elf_size(data: bytes, start: int) -> int:
@@ -69,7 +85,7 @@ def unsnappy(data: bytes, start: int = 0) -> bytes:
       ValueError: no such block begins there; or IndexError, where it runs off the end.
     """
     size, at = _varint(data, start)
-    if not 256 < size < _LARGEST:
+    if size > _LARGEST:
         raise ValueError(f"{size=} is none that a chunk has")
     out = bytearray()
     while len(out) < size:

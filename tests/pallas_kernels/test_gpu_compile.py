@@ -4,13 +4,14 @@ These are some of the cases; `make gpu-compile` compiles all of them.
 """
 
 import re
+import struct
 
 import pytest
 from gpu_compile import cases
 from gpu_compile.case import Case
 from gpu_compile.client import Worker
 from gpu_compile.demonstrations import BAD, GOOD, HANGING
-from gpu_compile.executable import unsnappy
+from gpu_compile.executable import cubins, unsnappy
 from gpu_compile.targets import GPUS
 
 # What is known to fall short in f32, by kernel: slower there, or (shared memory) refused by the
@@ -88,3 +89,20 @@ def test_snappy_copies_may_overlap():
     assert unsnappy(b"?" + block + b"?", 1) == b"abcd" + b"cd" * 150
     with pytest.raises(ValueError, match="reaches before"):
         unsnappy(bytes([0x80 | 304 & 0x7F, 304 >> 7]) + copy * 6)
+
+
+def test_machine_code_is_found_whatever_the_hashes_beside_it_look_like():
+    # An ELF file of 4,096 bytes: a header whose two tables end there, and zeros.
+    head = b"\x7fELF\x02".ljust(18, b"\0") + b"\xbe\0".ljust(14, b"\0")
+    head += struct.pack("<QQ", 0, 4096) + b"\0" * 16
+    elf = head.ljust(4096, b"\0")
+    zeros = bytes([63 << 2 | 2, 1, 0]) * 63  # copies of 64 bytes from one byte back
+    compressed = bytes([0x80, 32]) + bytes([60 << 2, 63]) + head + zeros
+    records = b"s\0" + bytes([0x80, 32]) + compressed
+    # Read as Snappy, this hash is a literal that runs over all that follows it.
+    rest = 8 - 5 + 32 + len(records)
+    misleading = bytes([0x80 | rest & 0x7F, rest >> 7, 61 << 2]) + struct.pack("<H", rest - 1)
+    signature = struct.pack("<QQQQQ", 0, 0, 0, ord("s"), 0)
+    chunk = misleading.ljust(8, b"\0") + struct.pack("<QQQQ", len(records), 0, ord("r"), 0)
+    block = bytes.fromhex("83af70d10d884a3f").ljust(24, b"\0")
+    assert list(cubins(b"before" + block + signature + chunk + records + b"after" * 20)) == [elf]
