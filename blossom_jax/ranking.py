@@ -167,14 +167,16 @@ def _first_places(hidden, table, seen, *, catalogue, k):
         new = metrics.without_seen(chunk.scores, jnp.where(is_here, column, len(chunk.item)))
         value = jnp.where(chunk.counts & ~jnp.isnan(new), new, -jnp.inf)
         item = jnp.broadcast_to(chunk.item, value.shape)
-        pairs = zip(best, (value, item), strict=True)
-        return _best(*(jnp.concatenate(pair, axis=1) for pair in pairs), k)
+        values, items = best
+        return _best(
+            jnp.concatenate([values, value], axis=1), jnp.concatenate([items, item], axis=1), k
+        )
 
     num_users = hidden.shape[0]
     best = jnp.full((num_users, k), -jnp.inf), jnp.zeros((num_users, k), jnp.int32)
     best = _over_chunks(merge, best, hidden, table, catalogue)
-    gathered = (lax.all_gather(x, sharding.MODEL, axis=1, tiled=True) for x in best)
-    return _best(*gathered, k)
+    gather = functools.partial(lax.all_gather, axis_name=sharding.MODEL, axis=1, tiled=True)
+    return _best(gather(best[0]), gather(best[1]), k)
 
 
 def _best(value, item, k):

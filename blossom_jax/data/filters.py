@@ -10,6 +10,31 @@ from blossom_jax.data.event_parts import EventParts
 from blossom_jax.errors import UserError
 
 
+class Options(NamedTuple):
+    """What is to hold of the events that are kept.
+
+    Attributes:
+      min_user_events: Drops users with fewer events.
+      min_item_events: Drops items with fewer events.
+      repeats: "keep" all events, "drop_consecutive" (of a run of one item its first event stays),
+        or "latest" (of every user-item pair the last event stays).
+    """
+
+    min_user_events: int
+    min_item_events: int
+    repeats: str
+
+    def check(self) -> None:
+        """Raises UserError at an option out of its range."""
+        least_user, least_item, repeats = self
+        if repeats not in REPEATS:
+            raise UserError(f"{repeats=} is not one of {', '.join(REPEATS)}")
+        if least_user < 1 or least_item < 1:
+            raise UserError(
+                f"min_user_events={least_user} and min_item_events={least_item} must be at least 1"
+            )
+
+
 class Step(NamedTuple):
     """The size of the log after a filter."""
 
@@ -56,30 +81,22 @@ REPEATS: dict[str, Keep | None] = {
 }
 
 
-def filter_events(
-    parts: EventParts, counts: Counts, *, min_user_events: int, min_item_events: int, repeats: str
-) -> list[Step]:
+def filter_events(parts: EventParts, counts: Counts, options: Options) -> list[Step]:
     """Applies every filter in turn until none drops anything, so that all hold at once.
 
     Args:
       parts: Sorted events; those that are dropped leave it.
       counts: Of these events; updated in place.
-      min_user_events: Drops users with fewer events.
-      min_item_events: Drops items with fewer events.
-      repeats: "keep" all events, "drop_consecutive" (of a run of one item its first event stays),
-        or "latest" (of every user-item pair the last event stays).
+      options: In their range.
 
     Returns:
       The log's size at the start and after each time a filter dropped something.
     """
+    least_user, least_item, repeats = options
     rules: dict[str, Callable[[], Keep | None]] = {
         f"repeats={repeats}": lambda: REPEATS[repeats],
-        f"min_user_events={min_user_events}": lambda: _at_least(
-            min_user_events, counts.user, "user"
-        ),
-        f"min_item_events={min_item_events}": lambda: _at_least(
-            min_item_events, counts.item, "item"
-        ),
+        f"min_user_events={least_user}": lambda: _at_least(least_user, counts.user, "user"),
+        f"min_item_events={least_item}": lambda: _at_least(least_item, counts.item, "item"),
     }
     steps = [counts.step("read")]
     unchanged = False
@@ -91,14 +108,6 @@ def filter_events(
                 unchanged = False
                 steps.append(counts.step(name))
     return steps
-
-
-def check_options(*, min_user_events: int, min_item_events: int, repeats: str) -> None:
-    """Raises UserError at an option out of its range."""
-    if repeats not in REPEATS:
-        raise UserError(f"{repeats=} is not one of {', '.join(REPEATS)}")
-    if min_user_events < 1 or min_item_events < 1:
-        raise UserError(f"{min_user_events=} and {min_item_events=} must be at least 1")
 
 
 def _at_least(least: int, counts: np.ndarray, field: str) -> Keep | None:

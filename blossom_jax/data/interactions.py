@@ -143,17 +143,13 @@ def from_table(
       UserError: No user is left with 3 events (says what dropped how many), an option out of its
         range, or an id with a line break in it.
     """
-    options = {
-        "min_user_events": min_user_events,
-        "min_item_events": min_item_events,
-        "repeats": repeats,
-    }
-    filters.check_options(**options)
+    options = filters.Options(min_user_events, min_item_events, repeats)
+    options.check()
     table = table.lazy()
     timed = "time" in table.collect_schema()
     with tempfile.TemporaryDirectory(prefix=".events.", dir=folder) as scratch:
         coded = code_events(table, scratch, newest_first=newest_first)
-        steps = filters.filter_events(coded.parts, coded.counts, **options)
+        steps = filters.filter_events(coded.parts, coded.counts, options)
         lengths = coded.counts.user[coded.counts.user > 0]
         if lengths.max(initial=0) < 3:
             raise UserError(_too_short(name, steps))
@@ -168,27 +164,26 @@ def from_table(
         card={},
     )
     sizes = [step._asdict() for step in steps]
-    made = {"filters": options, "sizes": sizes, "content_hash": log.content_hash}
+    made = {"filters": options._asdict(), "sizes": sizes, "content_hash": log.content_hash}
     return dataclasses.replace(log, card={"name": name, **(card or {}), **made})
 
 
-def _columns(coded: CodedEvents, timed: bool, folder: str | pathlib.Path | None):
+def _columns(
+    coded: CodedEvents, timed: bool, folder: str | pathlib.Path | None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns the items, numbered from 1 without gaps, and the times in seconds or None."""
     number = np.cumsum(coded.counts.item > 0, dtype=np.int32)
     num_events = int(coded.counts.user.sum())
 
-    def items():
-        return (number[events["item"]] for events in coded.parts)
+    def join(name, dtype, pieces):
+        path = None if folder is None else pathlib.Path(folder) / f"{name}.npy"
+        return _join(pieces, dtype, num_events, path)
 
-    def times():
-        return (events["time"] // MICROSECONDS for events in coded.parts)
-
-    return (
-        _join(items(), np.int32, num_events, folder and pathlib.Path(folder) / "items.npy"),
-        _join(times(), np.int64, num_events, folder and pathlib.Path(folder) / "times.npy")
-        if timed
-        else None,
-    )
+    items = join("items", np.int32, (number[events["item"]] for events in coded.parts))
+    if not timed:
+        return items, None
+    seconds = (events["time"] // MICROSECONDS for events in coded.parts)
+    return items, join("times", np.int64, seconds)
 
 
 def _join(

@@ -1,6 +1,7 @@
 """Measures speed and memory on this machine, everything in one process and as ratios.
 
 python -m experiments.benchmark throughput --dataset=yelp --json=throughput.jsonl
+python -m experiments.benchmark input --dataset=yelp --plot=input.svg
 python -m experiments.benchmark attention --lengths=1024,4096,16384,65536 --plot=attention.svg
 python -m experiments.benchmark tune --output=tiles.json
 python -m experiments.benchmark gpu-report --few --output=report
@@ -14,9 +15,10 @@ from collections.abc import Sequence
 
 from experiments import _cli
 
-# Only the command's own module is imported: all but `throughput` need no library of data sets.
+# Only the command's own module is imported: most need no library of data sets.
 COMMANDS = {
     "throughput": "training on packed rows against padded rows",
+    "input": "the input pipeline against the training step",
     "attention": "Blossom attention against dense attention",
     "tune": "tiles of the GPU kernels",
     "gpu-report": "on one GPU: attention, and training with it",

@@ -59,7 +59,9 @@ def encode_by_small_integers(table, batch):
 
 
 def table():
-    return np.random.default_rng(1).integers(-2, 3, (NUM_ITEMS + 1, 6)).astype(np.float32)
+    """Rows for the items, and surplus ones that would win if they were items."""
+    rows = np.random.default_rng(1).integers(-2, 3, (NUM_ITEMS + 1, 6)).astype(np.float32)
+    return np.pad(rows, [(0, 7), (0, 0)], constant_values=50)
 
 
 def evaluate(
@@ -68,7 +70,7 @@ def evaluate(
     encode=encode_by_small_integers,
     params=None,
     with_coverage=False,
-    chunk=NUM_ITEMS,
+    chunk=64,
 ):
     mesh = sharding.make_mesh(*mesh, devices=jax.devices()[: mesh[0] * mesh[1]])
     evaluator = Evaluator(encode, num_items=NUM_ITEMS, mesh=mesh, chunk=chunk)
@@ -109,10 +111,17 @@ def test_all_protocols():
 
 
 @pytest.mark.parametrize(
-    ("batch_users", "mesh"), [(1, (1, 1)), (64, (1, 1)), (8, (8, 1)), (32, (4, 2)), (16, (2, 4))]
+    ("batch_users", "mesh", "chunk"),
+    [
+        (1, (1, 1), NUM_ITEMS),
+        (64, (1, 1), 7),
+        (8, (8, 1), NUM_ITEMS),
+        (32, (4, 2), 5),
+        (16, (2, 4), NUM_ITEMS),
+    ],
 )
-def test_ranks_do_not_depend_on_batches_and_devices(batch_users, mesh):
-    assert_same_ranks(evaluate(batch_users, mesh), slow_ranks())
+def test_ranks_do_not_depend_on_batches_chunks_and_devices(batch_users, mesh, chunk):
+    assert_same_ranks(evaluate(batch_users, mesh, chunk=chunk), slow_ranks())
 
 
 def slow_places():
@@ -129,9 +138,11 @@ def slow_places():
     return found
 
 
-@pytest.mark.parametrize(("batch_users", "mesh"), [(1, (1, 1)), (8, (1, 1)), (16, (4, 2))])
-def test_coverage_is_the_share_of_items_in_any_users_first_k(batch_users, mesh):
-    ranks = evaluate(batch_users, mesh, with_coverage=True)
+@pytest.mark.parametrize(
+    ("batch_users", "mesh", "chunk"), [(1, (1, 1), 64), (8, (1, 1), 9), (16, (4, 2), 64)]
+)
+def test_coverage_is_the_share_of_items_in_any_users_first_k(batch_users, mesh, chunk):
+    ranks = evaluate(batch_users, mesh, with_coverage=True, chunk=chunk)
     assert_same_ranks(ranks, slow_ranks())
     found = summarize(ranks)
     for protocol, lists in slow_places().items():
@@ -165,12 +176,11 @@ def test_a_model_ranks_alike_on_every_mesh():
 
 def test_the_item_table_may_be_split():
     mesh = sharding.make_mesh(4, 2)
-    rows = np.pad(table(), [(0, 7), (0, 0)], constant_values=50)  # surplus rows would win
     evaluator = Evaluator(encode_by_small_integers, num_items=NUM_ITEMS, mesh=mesh)
     batches = evaluation_batches(
         log(), targets(), max_length=MAX_LENGTH, batch_users=16, multiple_of=8
     )
-    params = jax.device_put(rows, jax.NamedSharding(mesh, sharding.TABLE_ROWS))
+    params = jax.device_put(table(), jax.NamedSharding(mesh, sharding.TABLE_ROWS))
     assert_same_ranks(evaluator(params, batches, negatives()), slow_ranks())
 
 
