@@ -5,6 +5,7 @@ re-issued; theirs is recorded at the first download.
 """
 
 import dataclasses
+from typing import Any
 
 from blossom_jax.data.column_formats import UNNAMED, Columns
 
