@@ -126,7 +126,8 @@ def program(model: TrainedModel) -> jax.export.Exported:
         margin = [(0, 0), (0, sizes[-1] - item_ids.shape[1])]
         item_ids = jnp.pad(item_ids, margin)
         padded = jnp.pad(positions, margin, constant_values=-1)
-        smallest = jnp.searchsorted(jnp.array(sizes), jnp.array(positions.shape[1]))
+        longer_than = jnp.array(positions.shape[1]) > jnp.array(sizes[:-1], jnp.int32)
+        smallest = jnp.sum(longer_than, dtype=jnp.int32)
         return jax.lax.switch(smallest, [branch(n) for n in sizes], params, item_ids, padded)
 
     rows, length = jax.export.symbolic_shape("b, l", constraints=[f"l <= {sizes[-1]}"])

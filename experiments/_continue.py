@@ -33,10 +33,11 @@ def from_run(plan: Plan, initial: State) -> State:
     old_number = match_items(items, plan.interactions.item_ids.tolist())
     new = int(np.sum(old_number < 0))
     if new and not plan.config.model.grow_items:
-        change = "grown" if plan.interactions.num_items > items.num_items else "changed"
+        before, after = items.num_items, plan.interactions.num_items
+        change = "grown" if after > before else "changed"
         raise UserError(
-            f"the catalogue has {change} from {items.num_items:,} to {plan.interactions.num_items:,} "
-            f"items since the checkpoint of {folder}, {new:,} of them new; "
+            f"the catalogue has {change} from {before:,} to {after:,} items since the checkpoint "
+            f"of {folder}, {new:,} of them new; "
             "--config.model.grow_items=true keeps the rows of the known ones and adds new rows"
         )
     old, step = _restore(folder, config, items.num_items, plan)

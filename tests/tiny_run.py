@@ -14,7 +14,7 @@ from blossom_jax.train_step import abstract_state, init_state
 from blossom_jax.trainer import Progress
 from experiments import _cli, _setup, _workdir
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIZES = {
     "data.row_length": 32,
     "model.hidden_size": 16,
