@@ -134,7 +134,8 @@ class Trainer:
 
         Raises:
           NonFiniteError: At a loss or gradient that is not finite, with the step.
-          KeyboardInterrupt: After a Ctrl-C, with the state on its way to the disk; at once after two.
+          KeyboardInterrupt: After a Ctrl-C, with the state on its way to the disk; at once after
+            two.
         """
         began = time.monotonic() - progress.train_seconds
         running = collections.deque()  # steps that the device may still be at work on
