@@ -58,6 +58,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict | No
     """
     plan = make_plan(config)
     _workdir.write_config(workdir, config)
+    _workdir.write_catalogue(workdir, plan.interactions, plan.split)
     with contextlib.closing(plan.stream), _checkpoints(workdir) as checkpoints:
         state, progress = _start_or_resume(plan, checkpoints)
         with _logs(workdir, progress.step, plan.schedule.num_steps) as (log, terminal):
