@@ -1,8 +1,6 @@
 """Executes the notebooks from top to bottom, as Colab does, with small settings."""
 
-import os
 import pathlib
-import shutil
 
 import nbclient
 import nbformat
@@ -22,7 +20,7 @@ SIZES = {
 }
 # Replaces the values of the cell tagged "parameters".
 SMALL = {
-    "quickstart": f'OVERRIDES = {SIZES | {"data.name": "synthetic"}}',
+    "quickstart": f"OVERRIDES = {SIZES | {'data.name': 'synthetic'}}",
     "attention_tour": "LENGTHS, TOKENS = (32, 64), 128",
     "your_own_data": f"OVERRIDES = {SIZES}",
 }
@@ -46,9 +44,6 @@ def test_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
         notebook, timeout=600, resources={"metadata": {"path": tmp_path}}
     )
     client.execute()
-    (pictures := os.environ.get("BLOSSOM_NOTEBOOKS")) and nbformat.write(
-        notebook, pathlib.Path(pictures) / path.name
-    )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
