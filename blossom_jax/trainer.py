@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import jax
+from jax.experimental import multihost_utils
 
 from blossom_jax import sharding
 from blossom_jax.checkpoint import Checkpoints
@@ -135,7 +136,7 @@ class Trainer:
         """
         began = time.monotonic() - progress.train_seconds
         running = collections.deque()  # steps that the device may still be at work on
-        with _sigterm() as terminated:
+        with _sigterm() as terminates:
             stop = False
             while not (stop or self.finished(progress)):
                 batch, progress.input_state = next(batches)
@@ -144,7 +145,7 @@ class Trainer:
                 progress.step += 1
                 running.append((progress.step, metrics))
                 self.terminal.advance()
-                stop = terminated.is_set()
+                stop = terminates(progress.step)
 
                 # Looking at the step before, while this one runs, never keeps the device waiting.
                 allowed = 0 if stop or self.schedule.reports(progress.step) else 1
@@ -204,12 +205,20 @@ class Trainer:
 
 
 @contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """Sets an event at SIGTERM, so that a step can be finished and saved, instead of dying."""
+def _sigterm() -> Iterator[Callable[[int], bool]]:
+    """Notices SIGTERM, so that a step can be finished and saved, instead of dying.
+
+    Yields:
+      What tells after a step whether to stop there. Of several processes any may get the signal;
+      JAX, which then handles it, finds a step that all of them can stop after.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
     terminated = threading.Event()
     previous = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
     try:
-        yield terminated
+        yield lambda step: terminated.is_set()
     finally:
         signal.signal(signal.SIGTERM, previous)
 

@@ -105,7 +105,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(directory, damage, cap
     state, progress = checkpoints.restore_latest(LIKE)
     assert int(state["step"]) == 30
     assert progress == {"loss": 0.1 * 30}
-    assert lines == [f"checkpoint {directory / '40'} is damaged or unfinished; falling back"]
+    (line,) = lines
+    assert line.startswith(f"checkpoint {directory / '40'} is damaged")
+    assert line.endswith("; falling back to the one before")
     assert capfd.readouterr() == ("", "")
     checkpoints.save(40, make_state(41), {}, best_step=10)
     checkpoints.close()
@@ -141,7 +143,8 @@ def test_a_damaged_best_is_reported(directory):
     truncate(directory / "10")
     lines = []
     assert Checkpoints(directory, report=lines.append).restore_params(10, LIKE["params"]) is None
-    assert lines == [f"checkpoint {directory / '10'} is damaged or unfinished"]
+    (line,) = lines
+    assert line.startswith(f"checkpoint {directory / '10'} is damaged: its file params")
 
 
 def test_another_model_is_refused_in_one_line(directory):
