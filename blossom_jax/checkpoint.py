@@ -2,8 +2,8 @@
 
 Orbax makes a checkpoint appear whole or not at all; it does not notice a file that is damaged
 later. So every finished checkpoint is sealed with the digests of its files, and one whose seal
-is missing or broken is passed over. Of several processes the first seals and judges, and they all go
-by what it finds.
+is missing or broken is passed over. Of several processes the first seals and judges, and they all
+go by what it finds.
 """
 
 import functools

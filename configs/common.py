@@ -73,7 +73,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.log.every_steps = 50
 
     config.mesh = ml_collections.ConfigDict()
-    # Both may change when a run is resumed. Rows of batches are split over all data * model devices.
-    config.mesh.data = -1  # copies of the item table, each over its own devices; -1 = all the rest
-    config.mesh.model = 1  # devices over which each copy is split
+    # Rows of batches are split over all data * model devices. Both may change with every resumption.
+    config.mesh.data = -1  # copies of the item table; -1 = as many as there are devices for
+    config.mesh.model = 1  # devices over which each copy is split, by its rows
     return config

@@ -25,6 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--num-processes", type=int, metavar="N", help="how many there are,")
     group.add_argument("--process-id", type=int, metavar="I", help="and which this is, from 0")
+    group.add_argument(
+        "--heartbeat-seconds",
+        type=int,
+        default=100,
+        metavar="S",
+        help="silence after which a process counts as ended; 100 by default",
+    )
 
 
 @contextlib.contextmanager
@@ -42,10 +49,17 @@ def joined(arguments: argparse.Namespace) -> Iterator[None]:
         return
     try:
         jax.distributed.initialize(
-            arguments.coordinator, arguments.num_processes, arguments.process_id
+            arguments.coordinator,
+            arguments.num_processes,
+            arguments.process_id,
+            cluster_detection_method=None if arguments.distributed else "deactivate",
+            heartbeat_timeout_seconds=arguments.heartbeat_seconds,
         )
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"--distributed: no cluster found, {error}; give --coordinator") from error
+        raise UserError(
+            f"the other processes were not found: {error}; --coordinator, --num-processes and "
+            "--process-id together say where they are"
+        ) from error
     try:
         yield
     except (UserError, NonFiniteError):
@@ -70,6 +84,10 @@ def _asked_for(arguments: argparse.Namespace) -> bool:
         raise UserError(
             f"--process-id={arguments.process_id} must lie in [0, {arguments.num_processes}), "
             "below --num-processes"
+        )
+    if arguments.heartbeat_seconds < 1:
+        raise UserError(
+            f"--heartbeat-seconds must be at least 1, got {arguments.heartbeat_seconds}"
         )
     return arguments.distributed or all(given)
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +182,16 @@ def test_sigterm_finishes_the_step_and_saves(whole, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state, whole[1][0])
     name = "metrics.jsonl"
     assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes()
+
+
+def test_of_several_processes_all_stop_after_the_step_that_jax_finds(tmp_path, monkeypatch):
+    # Only the loop believes it: there is no second process to meet at a checkpoint.
+    several = types.SimpleNamespace(**vars(jax) | {"process_count": lambda: 2})
+    monkeypatch.setattr("blossom_jax.trainer.jax", several)
+    found = "blossom_jax.trainer.multihost_utils.reached_preemption_sync_point"
+    monkeypatch.setattr(found, lambda step: step == 7)
+    _, progress = run(tmp_path)
+    assert progress.step == 7
 
 
 @pytest.mark.parametrize(
