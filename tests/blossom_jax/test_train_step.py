@@ -55,7 +55,9 @@ def build(data=1, model=1, config=CONFIG):
     like = abstract_state(make_model, optimizer, mesh)
     step = make_train_step(graphdef, optimizer, mesh, like, num_items=NUM_ITEMS, loss_chunk=8)
     seed = jax.device_put(np.uint32(0), sharding.replicated(mesh))
-    compiled = step.lower(like, make_batch(mesh), seed).compile()
+    # It takes half the time to compile, and runs as fast.
+    options = {"xla_backend_optimization_level": 0}
+    compiled = step.lower(like, make_batch(mesh), seed).compile(options)
     return mesh, compiled, lambda: init_state(make_model, optimizer, like)
 
 
