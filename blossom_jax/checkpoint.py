@@ -110,6 +110,10 @@ class Checkpoints:
         )
         return {"params": restored.params, **restored.optimizer}, restored.progress
 
+    def steps(self) -> list[int]:
+        """Returns the steps whose checkpoints are there, whole or not, ascending."""
+        return sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdigit())
+
     def latest_progress(self) -> dict | None:
         """Returns the progress of the latest checkpoint that is whole, or None."""
         step = _judged_by_the_first(lambda: self._latest_whole(remove=False))
@@ -141,8 +145,7 @@ class Checkpoints:
 
     def _latest_whole(self, *, remove: bool) -> int | None:
         """Returns the latest step whose checkpoint is whole; reports, or removes, later ones."""
-        steps = [int(path.name) for path in self._directory.glob("*") if path.name.isdigit()]
-        for step in sorted(steps, reverse=True):
+        for step in reversed(self.steps()):
             damage = self._damage(step)
             if not damage:
                 return step

@@ -64,6 +64,9 @@ def joined(arguments: argparse.Namespace) -> Iterator[None]:
         yield
     except (UserError, NonFiniteError):
         raise  # in every process alike
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(130)
     except Exception as error:
         if isinstance(error, jax.errors.JaxRuntimeError):
             print(_lost(error), file=sys.stderr, flush=True)
