@@ -50,7 +50,7 @@ class Recommender:
         Raises:
           UserError: `batch_users` does not divide by the devices that share a batch.
         """
-        devices = model.mesh.shape[sharding.DATA]
+        devices = model.mesh.size
         if batch_users < 1 or batch_users % devices:
             raise UserError(
                 f"batch_users must be a positive multiple of the {devices} device(s) that share "
@@ -256,7 +256,9 @@ def _best_items(model: TrainedModel):
     def best(
         params, batch: dict[str, Array], allowed: Bool[Array, "items"], *, k: int
     ) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
-        new = metrics.without_seen(score(params, batch), batch["seen"])
+        with sharding.traced_on(model.mesh):
+            scores = score(params, batch)
+        new = metrics.without_seen(scores, batch["seen"])
         return jax.lax.top_k(jnp.where(allowed & ~jnp.isnan(new), new, -jnp.inf), k)
 
     return best
