@@ -45,8 +45,8 @@ def from_run(plan: Plan, initial: State) -> State:
     kept = plan.interactions.num_items - new
     if jax.process_index() == 0:
         print(
-            f"starting from step {step:,} of {folder}: {kept:,} items keep their rows, {new:,} are new,"
-            f" {items.num_items - kept:,} are no longer in the log",
+            f"starting from step {step:,} of {folder}: {kept:,} items keep their rows, {new:,} are "
+            f"new, {items.num_items - kept:,} are no longer in the log",
             flush=True,
         )
     return continued_state(initial, old, old_number)
