@@ -50,7 +50,7 @@ class Recommender:
         Raises:
           UserError: `batch_users` does not divide by the devices that share a batch.
         """
-        devices = model.mesh.shape[sharding.DATA]
+        devices = model.mesh.size
         if batch_users < 1 or batch_users % devices:
             raise UserError(
                 f"batch_users must be a positive multiple of the {devices} device(s) that share "
