@@ -12,13 +12,13 @@ from jaxtyping import Array, Float, Int
 
 from blossom_jax import memory, metrics, sharding
 from blossom_jax.coverage import NOWHERE, coverage, note_places
-from blossom_jax.data.evaluation_batches import BatchShape
+from blossom_jax.data.history_batches import BatchShape
 from blossom_jax.ranking import Catalogue, first_places, rank_targets
 
 Params = Any  # a pytree
 Batch = dict[str, Any]  # of arrays, from evaluation_batches
 KS = (1, 5, 10, 20)
-Encode = Callable[[Params, Batch], tuple[Float[Array, "b M"], Float[Array, "R M"]]]
+Encode = Callable[[Params, Batch], tuple[Float[Array, "b M"], Float[Array, "R M"] | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +57,24 @@ def encode_last(graphdef: nnx.GraphDef) -> Encode:
     def encode(params, batch):
         model = nnx.merge(graphdef, params)
         hidden = model.encode_next(batch["item_ids"], batch["positions"])
-        return hidden, model.item_embedding.embedding[...]
+        return sharding.laid_out(hidden, sharding.ROWS), model.item_embedding.embedding[...]
 
     return encode
+
+
+def last_scores(graphdef: nnx.GraphDef) -> Callable[[Params, Batch], Float[Array, "b items"]]:
+    """Returns the function that scores every item as the one after each user's history.
+
+    Args:
+      graphdef: Of a BlossomRec, without its parameters.
+    """
+    encode = encode_last(graphdef)
+
+    def score(params, batch):
+        hidden, _ = encode(params, batch)
+        return sharding.laid_out(nnx.merge(graphdef, params).scores(hidden), sharding.BATCH_ROWS)
+
+    return score
 
 
 class Evaluator:
@@ -78,7 +93,7 @@ class Evaluator:
 
         Args:
           encode: `(params, batch) -> (hidden [b, M], table [R, M])`: their products are the
-            scores, item k at row k.
+            scores, item k at row k. Or (scores [b, R], None), where there is no table.
           num_items: V, size of the catalogue.
           mesh: Devices over which the users of a batch, and the table, are split.
           ks: Where the rankings are cut off whose coverage is asked for.
@@ -90,7 +105,8 @@ class Evaluator:
         catalogue = Catalogue(num_items, chunk, mesh)
 
         def rank(params, batch, best_places, with_coverage):
-            hidden, table = encode(params, batch)
+            with sharding.traced_on(mesh):
+                hidden, table = encode(params, batch)
             target, seen = batch["target"], batch["seen"]
             ranks = rank_targets(hidden, table, target, seen, batch["negatives"], catalogue)
 
@@ -142,7 +158,8 @@ class Evaluator:
     def _coverage_inputs(self, with_coverage):
         size = self._num_items + 1
         places = {name: jnp.full(size, NOWHERE, jnp.int32) for name in ("full", "full_keep")}
-        return jax.device_put((places, np.bool_(with_coverage)), sharding.replicated(self._mesh))
+        everywhere = sharding.replicated(self._mesh)
+        return sharding.put_whole((places, np.bool_(with_coverage)), everywhere)
 
     def __call__(
         self,
@@ -173,7 +190,7 @@ class Evaluator:
             inputs = {name: array for name, array in batch.items() if name != "row"}
             inputs["negatives"] = negatives[row]
             inputs["seen"] = _different(inputs["seen"])
-            inputs = jax.device_put(inputs, sharding.batch_sharding(self._mesh))
+            inputs = sharding.put_whole(inputs, sharding.batch_sharding(self._mesh))
             arguments = params, inputs, places, wanted
             rank, places = self._program(*arguments)(*arguments)
             found.append((row, rank))  # the device is still at work on it

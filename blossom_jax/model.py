@@ -1,15 +1,17 @@
 """BlossomRec: an item embedding, post-norm transformer blocks, and scores by the same embedding."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from blossom_jax import layers
+from blossom_jax import layers, sharding
 from blossom_jax.attention import make_attention
 from blossom_jax.config import ModelConfig
 
-__all__ = ["BlossomRec", "EncoderLayer", "ModelConfig", "num_params"]
+__all__ = ["BlossomRec", "EncoderLayer", "ModelConfig", "model_maker", "num_params"]
 
 _TABLE_ROWS_MULTIPLE = 128  # the table splits evenly over any number of devices up to this
 
@@ -104,7 +106,8 @@ class BlossomRec(nnx.Module):
           Hidden states in the config's dtype. Those at padding mean nothing.
         """
         embedding_key, *keys = layers.split_key(dropout_key, 1 + self.config.num_layers)
-        x = self.embedding_norm(self.item_embedding(item_ids))
+        table = self.item_embedding.embedding[...]
+        x = self.embedding_norm(sharding.look_up(table, item_ids))
         x = layers.dropout(x, self.config.embedding_dropout, embedding_key)
         for layer, key in zip(self.layers, keys, strict=True):
             x = layer(x, positions, dropout_key=key, packed=packed)
@@ -125,7 +128,7 @@ class BlossomRec(nnx.Module):
           What `scores` takes. That of a row without tokens means nothing.
         """
         *before, layer = self.layers
-        x = self.embedding_norm(self.item_embedding(item_ids))
+        x = self.embedding_norm(sharding.look_up(self.item_embedding.embedding[...], item_ids))
         for each in before:
             x = each(x, positions, packed=False)
         attended = layer.attention(x, positions, packed=False)
@@ -142,10 +145,22 @@ class BlossomRec(nnx.Module):
         Returns:
           f32 scores of 0..num_items, so of padding too, in column 0.
         """
-        table = self.item_embedding.embedding[...][: self.num_items + 1]
+        table = self.item_embedding.embedding[...]
         # The GPU's default would round f32 inputs to 10 bits, and so make ties.
         exact = jax.lax.Precision.HIGHEST
-        return jnp.einsum("...m,vm->...v", hidden.astype(jnp.float32), table, precision=exact)
+        scores = jnp.einsum("...m,vm->...v", hidden.astype(jnp.float32), table, precision=exact)
+        return scores[..., : self.num_items + 1]  # a slice of the table would lie on one device
+
+
+def model_maker(config: ModelConfig, num_items: int, seed: int) -> Callable[[], BlossomRec]:
+    """Returns a function that builds the model with its initial parameters.
+
+    Args:
+      config: Sizes and switches.
+      num_items: V, size of the catalogue.
+      seed: Of the initial parameters.
+    """
+    return lambda: BlossomRec(config, num_items, rngs=nnx.Rngs(seed))
 
 
 def num_params(model: BlossomRec) -> int:

@@ -41,7 +41,7 @@ class UserRanks(NamedTuple):
 
 def rank_targets(
     hidden: Float[Array, "B M"],
-    table: Float[Array, "R M"],
+    table: Float[Array, "R M"] | None,
     target: Int[Array, "B"],
     seen: Int[Array, "B S"],
     negatives: Int[Array, "B N"],
@@ -51,7 +51,7 @@ def rank_targets(
 
     Args:
       hidden: What each user's history was encoded into.
-      table: Item embeddings.
+      table: Item embeddings; None where `hidden` holds the scores already, item k in column k.
       target: The item that the user chose; 0 = nobody's row, whose ranks mean nothing.
       seen: Different items of each user's history, 0 = none.
       negatives: From `metrics.draw_negatives`.
@@ -66,7 +66,7 @@ def rank_targets(
 
 def first_places(
     hidden: Float[Array, "B M"],
-    table: Float[Array, "R M"],
+    table: Float[Array, "R M"] | None,
     seen: Int[Array, "B S"],
     catalogue: Catalogue,
     *,
@@ -107,16 +107,13 @@ class _Chunk(NamedTuple):
 
 def _over_chunks(step: Callable[[_Chunk, Any], Any], state: Any, hidden, table, catalogue) -> Any:
     """Lets `step` turn the state into the next one, for every chunk of a device's items."""
-    num_rows = table.shape[0]
+    num_rows = hidden.shape[1] if table is None else table.shape[0]
     size = min(catalogue.chunk, num_rows)
     first = num_rows * lax.axis_index(sharding.MODEL)
 
     def step_of(i, state):
         begin = jnp.minimum(i * size, num_rows - size)  # the last chunk repeats rows
-        rows = lax.dynamic_slice_in_dim(table, begin, size)
-        # The GPU's default would round f32 inputs to 10 bits, and so make ties.
-        exact = lax.Precision.HIGHEST
-        scores = jnp.einsum("bm,cm->bc", hidden.astype(jnp.float32), rows, precision=exact)
+        scores = _scores(hidden, table, begin, size)
         row = begin + jnp.arange(size)
         item = first + row
         is_item = (item >= 1) & (item <= catalogue.num_items)
@@ -125,6 +122,15 @@ def _over_chunks(step: Callable[[_Chunk, Any], Any], state: Any, hidden, table, 
     if size == num_rows:
         return step_of(0, state)  # in the open, so that XLA forms the scores once for all passes
     return lax.fori_loop(0, -(-num_rows // size), step_of, state)
+
+
+def _scores(hidden, table, begin, size):
+    if table is None:
+        return lax.dynamic_slice_in_dim(hidden, begin, size, axis=1)
+    rows = lax.dynamic_slice_in_dim(table, begin, size)
+    # The GPU's default would round f32 inputs to 10 bits, and so make ties.
+    exact = lax.Precision.HIGHEST
+    return jnp.einsum("bm,cm->bc", hidden.astype(jnp.float32), rows, precision=exact)
 
 
 def _rank(hidden, table, target, seen, negatives, *, catalogue) -> UserRanks:

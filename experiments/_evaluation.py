@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import ml_collections
-from flax import nnx
 
 from blossom_jax import buckets, data, evaluate, memory, metrics, popularity, sharding
 from blossom_jax.data.evaluation_batches import evaluation_batches, evaluation_shapes
@@ -13,18 +12,14 @@ from blossom_jax.errors import UserError
 
 def make_evaluator(
     config: ml_collections.ConfigDict,
-    graphdef: nnx.GraphDef,
+    encode: evaluate.Encode,
     num_items: int,
     mesh: jax.sharding.Mesh,
 ) -> evaluate.Evaluator:
-    """Returns what ranks by the model, in validation and test alike: compiled once for both."""
+    """Returns what ranks by `encode`, in validation and test alike: compiled once for both."""
     _check(config.eval)
     return evaluate.Evaluator(
-        evaluate.encode_last(graphdef),
-        num_items=num_items,
-        mesh=mesh,
-        ks=config.eval.ks,
-        chunk=config.eval.chunk_items,
+        encode, num_items=num_items, mesh=mesh, ks=config.eval.ks, chunk=config.eval.chunk_items
     )
 
 
@@ -75,7 +70,7 @@ class Evaluation:
         self._sizes = {
             "max_length": config.model.max_length,
             "batch_users": config.eval.batch_users,
-            "multiple_of": mesh.shape[sharding.DATA],
+            "multiple_of": mesh.size,
         }
         self._negatives = metrics.draw_negatives(
             interactions.items[self._targets.target],
@@ -100,7 +95,7 @@ class Evaluation:
         rows = self._interactions.num_items // self._mesh.shape[sharding.MODEL]
         items = min(rows, self._config.eval.chunk_items)
         at_least = memory.shard_bytes(params) + max(
-            4 * rows // self._mesh.shape[sharding.DATA] * (items + length + seen)
+            4 * rows // self._mesh.size * (items + length + seen)
             for rows, length, seen in self._shapes
         )
         self._check_fits(other_bytes + at_least)

@@ -1,4 +1,4 @@
-"""The files of a run's folder besides its checkpoints and logs: config.json and results.json."""
+"""The files of a run's folder besides its checkpoints and logs."""
 
 import json
 import os
@@ -8,11 +8,13 @@ import subprocess
 import jax
 import ml_collections
 
+from blossom_jax import catalogue, data, hosts, popularity, trained_model
 from blossom_jax.errors import UserError
 from experiments import _cli
 
-# May change between parts of a run: the batches are the same whoever prepares them.
-_FREE_TO_CHANGE = {"data.num_workers"}
+# May change between parts of a run: the batches are the same whoever prepares them, and so are the
+# numbers wherever arrays lie, but for the order in which devices add up.
+_FREE_TO_CHANGE = {"data.num_workers", "mesh.data", "mesh.model"}
 
 
 def check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
@@ -24,18 +26,27 @@ def check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
     path = workdir / "config.json"
     if not path.exists():
         return
-    there = _cli.flatten(read_config(workdir))
-    here = _cli.flatten(config)
-    differing = [
-        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
-        for key in here | there
-        if key not in _FREE_TO_CHANGE and there.get(key) != here.get(key)
-    ]
-    if differing:
+    there, here = (_fixed(values) for values in (read_config(workdir), config))
+    if differing := hosts.differences(there, here, "there", "here"):
         raise UserError(
-            f"{workdir} holds a run with another config: {'; '.join(differing)}; "
+            f"{workdir} holds a run with another config: {differing}; "
             "choose another --workdir, or the same values"
         )
+
+
+def _fixed(config: ml_collections.ConfigDict) -> dict[str, object]:
+    return {k: value for k, value in _cli.flatten(config).items() if k not in _FREE_TO_CHANGE}
+
+
+def check_same(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Refuses to go on where the processes of a run have different configs or folders.
+
+    Raises:
+      UserError: In every process, with all that differs.
+    """
+    files = ("config.json", "results.json")
+    there = {f"whether {workdir / name} exists": (workdir / name).exists() for name in files}
+    hosts.check_same(_cli.flatten(config) | there)
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
@@ -44,20 +55,22 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     Raises:
       UserError: There is none, or it cannot be read.
     """
-    path = workdir / "config.json"
-    try:
-        values = json.loads(path.read_text())
-        values["eval"]["ks"] = tuple(values["eval"]["ks"])  # JSON has no tuples
-    except OSError as error:
-        raise UserError(f"{workdir} holds no run: {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    return ml_collections.ConfigDict(values).lock()
+    return ml_collections.ConfigDict(trained_model.read_config(workdir)).lock()
 
 
 def write_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Writes config.json, into a folder that it makes if need be; the first process does."""
     _write_json(workdir / "config.json", config.to_dict())
+
+
+def write_catalogue(
+    workdir: pathlib.Path, interactions: data.Interactions, split: data.Split
+) -> None:
+    """Writes items.json, so that the model can be used without the log; the first process does."""
+    if jax.process_index() == 0:
+        counts = popularity.item_counts(interactions, split)[1:]
+        item_ids = interactions.item_ids.tolist()
+        catalogue.save(catalogue.Catalogue(interactions.name, item_ids, counts), workdir)
 
 
 def read_results(workdir: pathlib.Path) -> dict | None:

@@ -78,7 +78,7 @@ def evaluate(
         log(), targets(), max_length=MAX_LENGTH, batch_users=batch_users, multiple_of=mesh.size
     )
     params = table() if params is None else params
-    params = jax.device_put(params, sharding.replicated(mesh))
+    params = jax.device_put(params, sharding.param_shardings(mesh, params))
     return evaluator(params, batches, negatives(), with_coverage=with_coverage)
 
 
@@ -124,6 +124,17 @@ def test_ranks_do_not_depend_on_batches_chunks_and_devices(batch_users, mesh, ch
     assert_same_ranks(evaluate(batch_users, mesh, chunk=chunk), slow_ranks())
 
 
+@pytest.mark.parametrize("mesh", [(1, 1), (4, 2)])
+def test_scores_may_come_without_a_table(mesh):
+    def score(table, batch):
+        hidden, table = encode_by_small_integers(table, batch)
+        return hidden @ table[: NUM_ITEMS + 1].T, None
+
+    ranks = evaluate(16, mesh, score, with_coverage=True)
+    assert_same_ranks(ranks, slow_ranks())
+    assert summarize(ranks) == summarize(evaluate(8, with_coverage=True))
+
+
 def slow_places():
     """Lists, for every protocol and user, the items in the order in which they are recommended."""
     found = {"full": [], "full_keep": []}
@@ -163,8 +174,8 @@ def test_a_model_ranks_alike_on_every_mesh():
     model = BlossomRec(config, NUM_ITEMS, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(model)
     one = evaluate(8, (1, 1), encode_last(graphdef), params)
-    eight = evaluate(16, (8, 1), encode_last(graphdef), params)
-    assert_same_ranks(eight, vars(one))
+    for mesh in [(2, 1), (4, 2)]:
+        assert_same_ranks(evaluate(16, mesh, encode_last(graphdef), params), vars(one))
 
     # The first user alone, without padding.
     user, end = targets().users[0], targets().target[0]
@@ -204,12 +215,12 @@ def test_programs_compiled_ahead_are_those_that_run():
 
     mesh = sharding.make_mesh(4, 2)
     evaluator = Evaluator(encode, num_items=NUM_ITEMS, mesh=mesh)
-    sizes = {"max_length": MAX_LENGTH, "batch_users": 16, "multiple_of": 4}
+    sizes = {"max_length": MAX_LENGTH, "batch_users": 16, "multiple_of": 8}
     place = sharding.replicated(mesh)
     params = jax.ShapeDtypeStruct(table().shape, jnp.float32, sharding=place)
     needed = evaluator.prepare(params, evaluation_shapes(log(), targets(), **sizes), NUM_NEGATIVES)
     num_programs = len(traced)
-    assert needed > table().nbytes + 4 * NUM_ITEMS * 4  # the scores of a device's four users
+    assert needed > table().nbytes + 4 * NUM_ITEMS * 2  # the scores of a device's two users
     ranks = evaluator(
         jax.device_put(table(), place), evaluation_batches(log(), targets(), **sizes), negatives()
     )
