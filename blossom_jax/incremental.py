@@ -1,0 +1,229 @@
+"""Encodes one more event of a history, from what was kept of the earlier ones.
+
+`start` encodes whole histories and keeps, for each layer, the rotated keys, the values and the
+summary keys. `step` then takes one event of each user. Up to `max_events` events its hidden state
+is that of the whole model. Beyond, whole blocks leave from the front: an event at position i reads,
+in every layer, what stands from `first_kept(i)` on, and nothing else changes.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from blossom_jax.attention import split_heads
+from blossom_jax.config import ModelConfig
+from blossom_jax.errors import UserError
+from blossom_jax.model import BlossomRec
+from pallas_kernels import decode
+from pallas_kernels.blossom_attention.paths import add_by_gate
+
+_LEAST_CAPACITY = 64  # events; capacities double from here on
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What is kept of the histories of B users.
+
+    Attributes:
+      num_events: int32[B], events so far, those that left included: the next one's position.
+      hidden: [B, M], of each user's last event; its scores are those of the next item.
+      layers: Keys, values and summary keys by layer.
+    """
+
+    num_events: Int[Array, "B"]
+    hidden: Float[Array, "B M"]
+    layers: tuple[decode.History, ...]
+
+    @property
+    def capacity(self) -> int:
+        """C, events of each user that there is room for."""
+        return self.layers[0].tokens.shape[2]
+
+
+def check(config: ModelConfig, max_events: int) -> None:
+    """Refuses what cannot be computed event by event.
+
+    Args:
+      config: Of the model.
+      max_events: Most events of a user to keep.
+
+    Raises:
+      UserError: A model that looks ahead, or a `max_events` out of its range.
+    """
+    if config.attention not in _ATTEND:
+        raise UserError(
+            f"model.attention={config.attention!r} cannot take one event at a time; those that can "
+            f"are {', '.join(map(repr, _ATTEND))}"
+        )
+    if not config.causal:
+        raise UserError(
+            "model.causal=False: each new event changes what was computed of the earlier ones, so "
+            "there is no step; encode the whole history instead"
+        )
+    block = config.selection_block_size
+    if not block <= max_events <= config.max_length:
+        raise UserError(
+            f"max_events={max_events} must lie between model.selection_block_size={block}, since "
+            f"whole blocks leave, and model.max_length={config.max_length}, which was trained"
+        )
+
+
+def capacities(config: ModelConfig, max_events: int) -> tuple[int, ...]:
+    """Lists the capacities that states have: doubling whole blocks up to `max_events`.
+
+    Few sizes make few programs, and a state at most twice as large as its history.
+    """
+    block = config.selection_block_size
+    largest = -(-max_events // block) * block
+    size = -(-_LEAST_CAPACITY // block) * block
+    doubling = []
+    while size < largest:
+        doubling.append(size)
+        size *= 2
+    return (*doubling, largest)
+
+
+def bytes_per_event(config: ModelConfig) -> float:
+    """Returns the bytes of state that an event takes in one layer, of the capacity's events."""
+    numbers = 2 * config.num_kv_heads * config.head_size
+    if config.attention in _SELECTING:
+        numbers += config.num_kv_heads * config.head_size / config.selection_block_size
+    return numbers * config.compute_dtype.itemsize
+
+
+def first_kept(position: Int[Array, "B"], max_events: int, block_size: int) -> Int[Array, "B"]:
+    """Finds the first event that the one at `position` may read.
+
+    So many whole blocks have left as it takes to keep at most `max_events`, itself included.
+    """
+    surplus = jnp.maximum(position + 1 - max_events, 0)
+    return -(-surplus // block_size) * block_size
+
+
+def start(
+    model: BlossomRec, item_ids: Int[Array, "B C"], num_events: Int[Array, "B"]
+) -> State:
+    """Encodes whole histories.
+
+    Args:
+      model: Causal.
+      item_ids: Items in 1..num_items, left-aligned; their number is one of `capacities`.
+      num_events: int32, events of each history, at most the model's `max_length`; may be 0.
+    """
+    column = jnp.arange(item_ids.shape[1], dtype=jnp.int32)
+    positions = jnp.where(column < num_events[:, None], column, -1)
+    x = _embed(model, item_ids)
+    histories = []
+    for layer in model.layers:
+        histories.append(_history(layer.attention, x, positions))
+        x = layer(x, positions, packed=False)
+    last = jnp.maximum(num_events - 1, 0)[:, None, None]
+    return State(num_events, jnp.take_along_axis(x, last, axis=1)[:, 0], tuple(histories))
+
+
+def step(
+    model: BlossomRec, state: State, item_ids: Int[Array, "B"], *, max_events: int
+) -> State:
+    """Encodes one more event of each user.
+
+    Args:
+      model: That which the state was started with.
+      state: With room for the event: fewer than `capacity` events so far, or `capacity` the
+        largest of `capacities`, whose oldest block then makes room.
+      item_ids: Items in 1..num_items.
+      max_events: Most events of a user to keep, the same at every step.
+    """
+    block_size = model.config.selection_block_size
+    position = state.num_events
+    place = decode.Place(position, first_kept(position, max_events, block_size))
+    x = _embed(model, item_ids[:, None])  # [B, 1, M]
+    histories = []
+    for layer, history in zip(model.layers, state.layers, strict=True):
+        attended, history = _attend(layer.attention, x, history, place)
+        histories.append(history)
+        x = layer.finish(x, attended)
+    return State(position + 1, x[:, 0], tuple(histories))
+
+
+def grow(state: State, capacity: int) -> State:
+    """Returns the state with more room; nothing may have left from it yet."""
+
+    def pad(ring):
+        rows = ring.shape[2] * capacity // state.capacity
+        return jnp.pad(ring, ((0, 0), (0, 0), (0, rows - ring.shape[2]), (0, 0)))
+
+    return dataclasses.replace(state, layers=jax.tree.map(pad, state.layers))
+
+
+def _embed(model, item_ids):
+    return model.embedding_norm(model.item_embedding(item_ids))
+
+
+def _history(attention, x, positions) -> decode.History:
+    """Keeps what later events will read of these."""
+    _, k, v = split_heads(attention.qkv(x), positions, attention.config)
+    selects = attention.config.attention in _SELECTING
+    summary_keys = attention.compressor(k, positions) if selects else k[:, :0]
+    tokens = jnp.concatenate([k, v], -1)
+    return decode.History(tokens.swapaxes(1, 2), summary_keys.swapaxes(1, 2))
+
+
+def _attend(attention, x, history: decode.History, place: decode.Place):
+    """Lets one event attend to itself and its history: [B, 1, M], and the history with it."""
+    config = attention.config
+    q, k, v = split_heads(attention.qkv(x), place.position[:, None], config)
+    tokens = decode.append(history.tokens, k, v, place.position)
+    history = history._replace(tokens=tokens)
+    if config.attention in _SELECTING:
+        history = _add_summary_key(attention.compressor, history, place)
+    attended = _ATTEND[config.attention](attention, x, q, history, place)
+    return attention.out(attended.reshape(x.shape)), history
+
+
+def _add_summary_key(compressor, history: decode.History, place: decode.Place) -> decode.History:
+    """Compresses the block that the newest event completes, if it does.
+
+    Otherwise its slot receives what nobody reads: no event chooses its own block.
+    """
+    tokens, ring = history
+    block_size = compressor.config.selection_block_size
+
+    def compress():
+        return compressor.block_key(decode.last_keys(tokens, place, compressor.span))
+
+    def nothing():
+        return jnp.zeros((*ring.shape[:2], ring.shape[3]), ring.dtype)
+
+    completes = (place.position + 1) % block_size == 0
+    key = jax.lax.cond(completes.any(), compress, nothing)
+    slot = place.position // block_size % ring.shape[2]
+    return history._replace(summary_keys=decode.write(ring, key[:, :, None], slot))
+
+
+def _both_paths(attention, x, q, history, place):
+    paths = (attend(attention, x, q, history, place) for attend in (_long_term, _short_term))
+    return add_by_gate(attention.gates(x), *paths)
+
+
+def _long_term(attention, x, q, history, place):
+    config = attention.config
+    block_size, number = config.selection_block_size, config.num_selected_blocks
+    blocks = decode.block_selection(
+        q, history.summary_keys, place, block_size=block_size, num_selected=number
+    )
+    return decode.selected_attention(q, history.tokens, blocks, place, block_size=block_size)
+
+
+def _short_term(attention, x, q, history, place):
+    return decode.power_attention(q, history.tokens, place, window=attention.config.window)
+
+
+def _dense(attention, x, q, history, place):
+    return decode.dense_attention(q, history.tokens, place)
+
+
+_ATTEND = {"blossom": _both_paths, "ltis": _long_term, "stis": _short_term, "dense": _dense}
+_SELECTING = ("blossom", "ltis")  # those that have summary keys
