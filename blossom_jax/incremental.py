@@ -7,6 +7,7 @@ in every layer, what stands from `first_kept(i)` on, and nothing else changes.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,18 @@ class State:
     def capacity(self) -> int:
         """C, events of each user that there is room for."""
         return self.layers[0].tokens.shape[2]
+
+
+class Event(NamedTuple):
+    """One event of each user, encoded.
+
+    Attributes:
+      hidden: [B, M].
+      layers: What is added to the state in each layer, one token and one summary key.
+    """
+
+    hidden: Float[Array, "B M"]
+    layers: tuple[decode.History, ...]
 
 
 def check(config: ModelConfig, max_events: int) -> None:
@@ -124,10 +137,10 @@ def start(
     return State(num_events, jnp.take_along_axis(x, last, axis=1)[:, 0], tuple(histories))
 
 
-def step(
+def encode(
     model: BlossomRec, state: State, item_ids: Int[Array, "B"], *, max_events: int
-) -> State:
-    """Encodes one more event of each user.
+) -> Event:
+    """Encodes one more event of each user; `append` then adds it to the state.
 
     Args:
       model: That which the state was started with.
@@ -136,16 +149,29 @@ def step(
       item_ids: Items in 1..num_items.
       max_events: Most events of a user to keep, the same at every step.
     """
-    block_size = model.config.selection_block_size
     position = state.num_events
-    place = decode.Place(position, first_kept(position, max_events, block_size))
+    first = first_kept(position, max_events, model.config.selection_block_size)
     x = _embed(model, item_ids[:, None])  # [B, 1, M]
-    histories = []
+    added = []
     for layer, history in zip(model.layers, state.layers, strict=True):
-        attended, history = _attend(layer.attention, x, history, place)
-        histories.append(history)
-        x = layer.finish(x, attended)
-    return State(position + 1, x[:, 0], tuple(histories))
+        q, k, v = split_heads(layer.attention.qkv(x), position[:, None], model.config)
+        new = decode.Token(_rows(k, v), position, first)
+        attended = _ATTEND[model.config.attention](layer.attention, x, q, history, new)
+        added.append(_added(layer.attention, history, new))
+        x = layer.finish(x, layer.attention.out(attended.reshape(x.shape)))
+    return Event(x[:, 0], tuple(added))
+
+
+def append(state: State, event: Event) -> State:
+    """Adds an event to the state: in place, if the state is donated."""
+    position = state.num_events
+
+    def write(ring, row):
+        tokens = state.capacity // ring.shape[2]  # to each row of this ring
+        return decode.write(ring, row, position // tokens)
+
+    layers = jax.tree.map(write, state.layers, event.layers)
+    return State(position + 1, event.hidden, layers)
 
 
 def grow(state: State, capacity: int) -> State:
@@ -162,67 +188,59 @@ def _embed(model, item_ids):
     return model.embedding_norm(model.item_embedding(item_ids))
 
 
+def _rows(k, v):
+    """Lays keys and values [B, L, G, D] side by side: [B, G, L, 2 D]."""
+    return jnp.concatenate([k, v], -1).swapaxes(1, 2)
+
+
 def _history(attention, x, positions) -> decode.History:
     """Keeps what later events will read of these."""
     _, k, v = split_heads(attention.qkv(x), positions, attention.config)
     selects = attention.config.attention in _SELECTING
-    summary_keys = attention.compressor(k, positions) if selects else k[:, :0]
-    tokens = jnp.concatenate([k, v], -1)
-    return decode.History(tokens.swapaxes(1, 2), summary_keys.swapaxes(1, 2))
+    summary_keys = attention.compressor(k, positions).swapaxes(1, 2) if selects else None
+    return decode.History(_rows(k, v), summary_keys)
 
 
-def _attend(attention, x, history: decode.History, place: decode.Place):
-    """Lets one event attend to itself and its history: [B, 1, M], and the history with it."""
-    config = attention.config
-    q, k, v = split_heads(attention.qkv(x), place.position[:, None], config)
-    tokens = decode.append(history.tokens, k, v, place.position)
-    history = history._replace(tokens=tokens)
-    if config.attention in _SELECTING:
-        history = _add_summary_key(attention.compressor, history, place)
-    attended = _ATTEND[config.attention](attention, x, q, history, place)
-    return attention.out(attended.reshape(x.shape)), history
+def _added(attention, history: decode.History, new: decode.Token) -> decode.History:
+    """Returns the new token, and the summary key of the block that it completes, if it does.
 
-
-def _add_summary_key(compressor, history: decode.History, place: decode.Place) -> decode.History:
-    """Compresses the block that the newest event completes, if it does.
-
-    Otherwise its slot receives what nobody reads: no event chooses its own block.
+    Otherwise the block's key is not read before it is complete, and may be anything.
     """
-    tokens, ring = history
-    block_size = compressor.config.selection_block_size
+    config = attention.config
+    if config.attention not in _SELECTING:
+        return decode.History(new.row, None)
 
     def compress():
-        return compressor.block_key(decode.last_keys(tokens, place, compressor.span))
+        keys = decode.last_keys(history.tokens, new, attention.compressor.span)
+        return attention.compressor.block_key(keys)[:, :, None]
 
     def nothing():
-        return jnp.zeros((*ring.shape[:2], ring.shape[3]), ring.dtype)
+        return jnp.zeros_like(history.summary_keys[:, :, :1])
 
-    completes = (place.position + 1) % block_size == 0
-    key = jax.lax.cond(completes.any(), compress, nothing)
-    slot = place.position // block_size % ring.shape[2]
-    return history._replace(summary_keys=decode.write(ring, key[:, :, None], slot))
+    completes = (new.position + 1) % config.selection_block_size == 0
+    return decode.History(new.row, jax.lax.cond(completes.any(), compress, nothing))
 
 
-def _both_paths(attention, x, q, history, place):
-    paths = (attend(attention, x, q, history, place) for attend in (_long_term, _short_term))
+def _both_paths(attention, x, q, history, new):
+    paths = (attend(attention, x, q, history, new) for attend in (_long_term, _short_term))
     return add_by_gate(attention.gates(x), *paths)
 
 
-def _long_term(attention, x, q, history, place):
+def _long_term(attention, x, q, history, new):
     config = attention.config
     block_size, number = config.selection_block_size, config.num_selected_blocks
     blocks = decode.block_selection(
-        q, history.summary_keys, place, block_size=block_size, num_selected=number
+        q, history.summary_keys, new, block_size=block_size, num_selected=number
     )
-    return decode.selected_attention(q, history.tokens, blocks, place, block_size=block_size)
+    return decode.selected_attention(q, history.tokens, blocks, new, block_size=block_size)
 
 
-def _short_term(attention, x, q, history, place):
-    return decode.power_attention(q, history.tokens, place, window=attention.config.window)
+def _short_term(attention, x, q, history, new):
+    return decode.power_attention(q, history.tokens, new, window=attention.config.window)
 
 
-def _dense(attention, x, q, history, place):
-    return decode.dense_attention(q, history.tokens, place)
+def _dense(attention, x, q, history, new):
+    return decode.dense_attention(q, history.tokens, new)
 
 
 _ATTEND = {"blossom": _both_paths, "ltis": _long_term, "stis": _short_term, "dense": _dense}

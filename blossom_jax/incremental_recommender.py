@@ -41,13 +41,18 @@ class IncrementalRecommender:
         def start(params, item_ids, num_events):
             return incremental.start(nnx.merge(graphdef, params), item_ids, num_events)
 
-        def step(params, arrays, item_ids):
+        def encode(params, arrays, item_ids):
             model = nnx.merge(graphdef, params)
-            arrays = incremental.step(model, arrays, item_ids, max_events=self.max_events)
-            return arrays, model.scores(arrays.hidden)
+            event = incremental.encode(model, arrays, item_ids, max_events=self.max_events)
+            return event, model.scores(event.hidden)
 
+        def both(params, arrays, item_ids):
+            e,s=encode(params, arrays, item_ids)
+            return incremental.append(arrays,e),s
+        self._step = jax.jit(both, donate_argnums=1)
         self._start = jax.jit(start)
-        self._step = jax.jit(step, donate_argnums=1)
+        self._encode = jax.jit(encode)
+        self._append = jax.jit(incremental.append, donate_argnums=0)
         self._grow = jax.jit(incremental.grow, static_argnums=1)
         self._scores = jax.jit(lambda params, hidden: nnx.merge(graphdef, params).scores(hidden))
 
@@ -102,7 +107,8 @@ class IncrementalRecommender:
         arrays = state.arrays
         if capacity > arrays.capacity:
             arrays = self._grow(arrays, capacity)
-        arrays, scores = self._step(self._params, arrays, item_ids)
+        event, scores = self._encode(self._params, arrays, item_ids)
+        arrays = self._append(arrays, event)
         num_events = tuple(number + 1 for number in state.num_events)
         return UserState(arrays, num_events, self.max_events, self.model_hash), scores
 

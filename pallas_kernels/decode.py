@@ -26,59 +26,61 @@ class History(NamedTuple):
 
     Attributes:
       tokens: rotated key and value of each token, side by side (E = 2 D).
-      summary_keys: one key for each complete block; there may be none, where no blocks are chosen.
+      summary_keys: one key for each complete block; None where no blocks are chosen.
     """
 
     tokens: Float[Array, "B G C E"]
-    summary_keys: Float[Array, "B G slots D"]
+    summary_keys: Float[Array, "B G slots D"] | None
 
 
-class Place(NamedTuple):
-    """Where the new token stands, and what it may read.
+class Token(NamedTuple):
+    """The new token of each user, which is read as if it were in its ring already.
+
+    Rings are only read while it attends, and written when all is done. XLA would copy a ring that
+    one program both writes and reads.
 
     Attributes:
-      position: int32[B], of the token inside its sequence; it is in its ring already.
-      first: int32[B], position of the first token that may be read, a multiple of S; the ring holds
+      row: its rotated key and its value, side by side.
+      position: int32[B], inside its sequence.
+      first: int32[B], position of the first token that it may read, a multiple of S; the ring holds
         all tokens from there on.
     """
 
+    row: Float[Array, "B G 1 E"]
     position: Int[Array, "B"]
     first: Int[Array, "B"]
 
 
-def append(
-    tokens: Float[Array, "B G C E"],
-    k: Float[Array, "B 1 G D"],
-    v: Float[Array, "B 1 G D"],
-    position: Int[Array, "B"],
-) -> Float[Array, "B G C E"]:
-    """Puts a token's rotated key and its value into the ring."""
-    row = jnp.concatenate([k, v], -1).swapaxes(1, 2)
-    return write(tokens, row, position % tokens.shape[2])
-
-
 def write(
-    ring: Float[Array, "B G C E"], row: Float[Array, "B G 1 E"], at: Int[Array, "B"]
+    ring: Float[Array, "B G C E"], row: Float[Array, "B G 1 E"], number: Int[Array, "B"]
 ) -> Float[Array, "B G C E"]:
-    """Overwrites one row of each user's ring; in place, where the ring is donated."""
-    update = jax.vmap(lambda ring, row, at: jax.lax.dynamic_update_slice_in_dim(ring, row, at, 1))
-    return update(ring, row, at)
+    """Puts a token, or a summary key, in its place in the ring.
+
+    Args:
+      ring: of either; donate it, and it is written in new.
+      row: one for each user.
+      number: position of the token, or number of the block.
+    """
+
+    def write_one(ring, row, number):
+        return jax.lax.dynamic_update_slice_in_dim(ring, row, number % ring.shape[1], axis=1)
+
+    return jax.vmap(write_one)(ring, row, number)
 
 
 def last_keys(
-    tokens: Float[Array, "B G C E"], place: Place, number: int
+    tokens: Float[Array, "B G C E"], new: Token, number: int
 ) -> Float[Array, "B G number D"]:
     """Returns the newest `number` keys, oldest first; zero before the first that may be read."""
-    token = place.position[:, None] + jnp.arange(1 - number, 1)  # [B, number]
-    rows = jnp.broadcast_to((token % tokens.shape[2])[:, None], (*tokens.shape[:2], number))
-    keys, _ = _keys_and_values(tokens, rows, 1)
-    return jnp.where((token >= place.first[:, None])[:, None, :, None], keys, 0)
+    token = new.position[:, None] + jnp.arange(1 - number, 1)  # [B, number]
+    keys, _ = _read(tokens, new, jnp.broadcast_to(token[:, None], (*tokens.shape[:2], number)))
+    return jnp.where((token >= new.first[:, None])[:, None, :, None], keys, 0)
 
 
 def block_selection(
     q: Float[Array, "B 1 H D"],
     summary_keys: Float[Array, "B G slots D"],
-    place: Place,
+    new: Token,
     *,
     block_size: int,
     num_selected: int,
@@ -94,9 +96,9 @@ def block_selection(
     mean = at_least_f32(q).reshape(b, g, h // g, d).mean(2)
     logits = d**-0.5 * einsum("bgd,bgwd->bgw", mean, at_least_f32(summary_keys))
     # In the order of the blocks and not of the ring, for the sake of ties.
-    block = (place.first // block_size)[:, None] + jnp.arange(slots)  # [B, slots]
+    block = (new.first // block_size)[:, None] + jnp.arange(slots)  # [B, slots]
     logits = jnp.take_along_axis(logits, (block % slots)[:, None], axis=-1)
-    candidate = block < (place.position // block_size)[:, None]
+    candidate = block < (new.position // block_size)[:, None]
     chosen, _ = select_top(block_probability(logits, candidate[:, None]), num_selected)
     return jnp.where(chosen >= 0, chosen + block[:, :1, None], -1)
 
@@ -105,50 +107,52 @@ def selected_attention(
     q: Float[Array, "B 1 H D"],
     tokens: Float[Array, "B G C E"],
     blocks: Int[Array, "B G N"],
-    place: Place,
+    new: Token,
     *,
     block_size: int,
 ) -> Float[Array, "B 1 H D"]:
     """Attends to the selected blocks, and to the own block up to the query (LTIS)."""
-    position = place.position[:, None, None]
+    position = new.position[:, None, None]
     own = jnp.broadcast_to(position // block_size, (*blocks.shape[:2], 1))
-    read = jnp.concatenate([blocks, own], -1)  # [B, G, N + 1]
-    inside = jnp.arange(block_size)
-    seen = (read[..., None] >= 0) & (read[..., None] * block_size + inside <= position[..., None])
-    keys, values = _keys_and_values(tokens, read * block_size % tokens.shape[2], block_size)
-    return attend(q, _by_token(keys), _by_token(values), seen.reshape(*blocks.shape[:2], 1, -1))
+    begin = jnp.concatenate([blocks, own], -1) * block_size  # [B, G, N + 1]
+    token = begin[..., None] + jnp.arange(block_size)
+    seen = (token >= 0) & (token <= position[..., None])
+    lists = _read(tokens, new, begin, block_size)
+    return _attend(q, *lists, seen.reshape(*blocks.shape[:2], -1))
 
 
 def power_attention(
-    q: Float[Array, "B 1 H D"], tokens: Float[Array, "B G C E"], place: Place, *, window: int
+    q: Float[Array, "B 1 H D"], tokens: Float[Array, "B G C E"], new: Token, *, window: int
 ) -> Float[Array, "B 1 H D"]:
     """Attends to the last W tokens, and to those a power of two back (STIS)."""
-    capacity = tokens.shape[2]
-    distance = jnp.asarray(allowed_distances(window, True, capacity), jnp.int32)
-    token = place.position[:, None] - distance  # [B, J]
-    rows = jnp.broadcast_to((token % capacity)[:, None], (*tokens.shape[:2], distance.size))
-    keys, values = _keys_and_values(tokens, rows, 1)
-    seen = (token >= place.first[:, None])[:, None, None]
-    return attend(q, _by_token(keys), _by_token(values), seen)
+    distance = jnp.asarray(allowed_distances(window, True, tokens.shape[2]), jnp.int32)
+    token = (new.position[:, None] - distance)[:, None]  # [B, 1, J]
+    lists = _read(tokens, new, jnp.broadcast_to(token, (*tokens.shape[:2], distance.size)))
+    return _attend(q, *lists, token >= new.first[:, None, None])
 
 
 def dense_attention(
-    q: Float[Array, "B 1 H D"], tokens: Float[Array, "B G C E"], place: Place
+    q: Float[Array, "B 1 H D"], tokens: Float[Array, "B G C E"], new: Token
 ) -> Float[Array, "B 1 H D"]:
     """Attends to every token from the first on, at a cost that grows with the capacity."""
-    capacity = tokens.shape[2]
-    position, first = place.position[:, None], place.first[:, None]
-    behind = (position - jnp.arange(capacity)) % capacity
-    keys, values = jnp.split(tokens, 2, -1)
-    return attend(q, _by_token(keys), _by_token(values), (behind <= position - first)[:, None, None])
+    position, first = new.position[:, None], new.first[:, None]
+    behind = (position - jnp.arange(tokens.shape[2])) % tokens.shape[2]  # [B, C]
+    rows = jnp.where(behind[:, None, :, None] == 0, new.row, tokens)
+    return _attend(q, *jnp.split(rows, 2, -1), (behind <= position - first)[:, None])
 
 
-def _keys_and_values(tokens, begin, size: int):
-    """Reads `size` rows from each of `begin` [B, G, n] on: [B, G, n * size, D] twice."""
-    b, g, n = begin.shape
-    return jnp.split(read_blocks(tokens, begin, size).reshape(b, g, n * size, -1), 2, -1)
+def _read(tokens, new: Token, begin, size: int = 1):
+    """Reads `size` tokens from each of `begin` [B, G, n] on: keys and values, [B, G, n * size, D].
+
+    Where there is no such token, something is read.
+    """
+    token = begin[..., None] + jnp.arange(size)  # [B, G, n, size]
+    rows = read_blocks(tokens, begin % tokens.shape[2], size)  # [B, G, n, size, E]
+    is_new = (token == new.position[:, None, None, None])[..., None]
+    rows = jnp.where(is_new, new.row[:, :, None], rows)
+    return jnp.split(rows.reshape(*tokens.shape[:2], -1, tokens.shape[3]), 2, -1)
 
 
-def _by_token(x):
-    """[B, G, J, D] -> [B, J, G, D], which `attend` wants."""
-    return x.swapaxes(1, 2)
+def _attend(q, keys, values, seen):
+    """Attends to lists [B, G, J, D], where seen [B, #G, J]."""
+    return attend(q, keys.swapaxes(1, 2), values.swapaxes(1, 2), seen[:, :, None])
