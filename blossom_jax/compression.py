@@ -46,8 +46,12 @@ class KeyCompressor(nnx.Module):
         Args:
           tokens: The last `span` rotated keys up to the block's end, zero where there are none.
         """
-        block_size, stride = self.config.selection_block_size, self.config.compress_stride
-        return _compress_blocks(tokens, *self._parameters(tokens.dtype), block_size, stride)
+        return _compress_blocks(
+            tokens,
+            *self._parameters(tokens.dtype),
+            block_size=self.config.selection_block_size,
+            stride=self.config.compress_stride,
+        )
 
     def _parameters(self, dtype):
         positions = self.intra_block_positions[...].astype(dtype)
@@ -102,11 +106,13 @@ def summary_keys(
     inside = (token_position >= 0) & (first_position >= 0)[:, :, None]
     tokens = jnp.where(inside[..., None, None], tokens, 0).swapaxes(2, 3)  # [B, slots, G, -, D]
 
-    keys = _compress_blocks(tokens, intra_block_positions, compress, block_size, stride)
+    keys = _compress_blocks(
+        tokens, intra_block_positions, compress, block_size=block_size, stride=stride
+    )
     return jnp.where((first_position >= 0)[..., None, None], keys, 0)
 
 
-def _compress_blocks(tokens, intra_block_positions, compress, block_size: int, stride: int):
+def _compress_blocks(tokens, intra_block_positions, compress, *, block_size: int, stride: int):
     """Compresses the block that ends each row of tokens: [*n, G, T, D] -> [*n, G, D]."""
     *_, length, head_size = tokens.shape
     window = intra_block_positions.shape[1]

@@ -6,7 +6,6 @@ is that of the whole model. Beyond, whole blocks leave from the front: an event 
 in every layer, what stands from `first_kept(i)` on, and nothing else changes.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -23,9 +22,7 @@ from pallas_kernels.blossom_attention.paths import add_by_gate
 _LEAST_CAPACITY = 64  # events; capacities double from here on
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """What is kept of the histories of B users.
 
     Attributes:
@@ -101,10 +98,10 @@ def capacities(config: ModelConfig, max_events: int) -> tuple[int, ...]:
 
 def bytes_per_event(config: ModelConfig) -> float:
     """Returns the bytes of state that an event takes in one layer, of the capacity's events."""
-    numbers = 2 * config.num_kv_heads * config.head_size
+    numbers: float = 2 * config.num_kv_heads * config.head_size
     if config.attention in _SELECTING:
         numbers += config.num_kv_heads * config.head_size / config.selection_block_size
-    return numbers * config.compute_dtype.itemsize
+    return float(numbers * config.compute_dtype.itemsize)
 
 
 def first_kept(position: Int[Array, "B"], max_events: int, block_size: int) -> Int[Array, "B"]:
@@ -116,9 +113,7 @@ def first_kept(position: Int[Array, "B"], max_events: int, block_size: int) -> I
     return -(-surplus // block_size) * block_size
 
 
-def start(
-    model: BlossomRec, item_ids: Int[Array, "B C"], num_events: Int[Array, "B"]
-) -> State:
+def start(model: BlossomRec, item_ids: Int[Array, "B C"], num_events: Int[Array, "B"]) -> State:
     """Encodes whole histories.
 
     Args:
@@ -137,9 +132,7 @@ def start(
     return State(num_events, jnp.take_along_axis(x, last, axis=1)[:, 0], tuple(histories))
 
 
-def encode(
-    model: BlossomRec, state: State, item_ids: Int[Array, "B"], *, max_events: int
-) -> Event:
+def encode(model: BlossomRec, state: State, item_ids: Int[Array, "B"], *, max_events: int) -> Event:
     """Encodes one more event of each user; `append` then adds it to the state.
 
     Args:
@@ -181,7 +174,7 @@ def grow(state: State, capacity: int) -> State:
         rows = ring.shape[2] * capacity // state.capacity
         return jnp.pad(ring, ((0, 0), (0, 0), (0, rows - ring.shape[2]), (0, 0)))
 
-    return dataclasses.replace(state, layers=jax.tree.map(pad, state.layers))
+    return state._replace(layers=jax.tree.map(pad, state.layers))
 
 
 def _embed(model, item_ids):
@@ -207,7 +200,8 @@ def _added(attention, history: decode.History, new: decode.Token) -> decode.Hist
     Otherwise the block's key is not read before it is complete, and may be anything.
     """
     config = attention.config
-    if config.attention not in _SELECTING:
+    summary_keys = history.summary_keys
+    if summary_keys is None:
         return decode.History(new.row, None)
 
     def compress():
@@ -215,7 +209,7 @@ def _added(attention, history: decode.History, new: decode.Token) -> decode.Hist
         return attention.compressor.block_key(keys)[:, :, None]
 
     def nothing():
-        return jnp.zeros_like(history.summary_keys[:, :, :1])
+        return jnp.zeros_like(summary_keys[:, :, :1])
 
     completes = (new.position + 1) % config.selection_block_size == 0
     return decode.History(new.row, jax.lax.cond(completes.any(), compress, nothing))

@@ -5,12 +5,15 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from blossom_jax import incremental
 from blossom_jax.errors import UserError
 from blossom_jax.model import BlossomRec
 from blossom_jax.user_states import UserState, model_hash
+
+Item = int | np.integer
+Items = Sequence[Item] | Int[np.ndarray, "_"]
 
 
 class IncrementalRecommender:
@@ -46,26 +49,22 @@ class IncrementalRecommender:
             event = incremental.encode(model, arrays, item_ids, max_events=self.max_events)
             return event, model.scores(event.hidden)
 
-        def both(params, arrays, item_ids):
-            e,s=encode(params, arrays, item_ids)
-            return incremental.append(arrays,e),s
-        self._step = jax.jit(both, donate_argnums=1)
         self._start = jax.jit(start)
         self._encode = jax.jit(encode)
         self._append = jax.jit(incremental.append, donate_argnums=0)
         self._grow = jax.jit(incremental.grow, static_argnums=1)
         self._scores = jax.jit(lambda params, hidden: nnx.merge(graphdef, params).scores(hidden))
 
-    def start(self, history: Sequence[int]) -> UserState:
+    def start(self, history: Items) -> UserState:
         """Returns the state of one user, see `start_many`."""
         return self.start_many([history])
 
-    def step(self, state: UserState, item: int) -> tuple[UserState, Float[Array, "items"]]:
+    def step(self, state: UserState, item: Item) -> tuple[UserState, Float[Array, "items"]]:
         """Takes one event of one user, see `step_many`."""
         state, scores = self.step_many(state, [item])
         return state, scores[0]
 
-    def start_many(self, histories: Sequence[Sequence[int]]) -> UserState:
+    def start_many(self, histories: Sequence[Items]) -> UserState:
         """Encodes the histories of users who are then continued together.
 
         Args:
@@ -75,16 +74,16 @@ class IncrementalRecommender:
         Raises:
           UserError: An item that the model does not know.
         """
-        kept = [list(history)[-self.max_events :] for history in histories]
+        kept = [self._checked(history)[-self.max_events :] for history in histories]
         num_events = tuple(map(len, kept))
         item_ids = np.zeros((len(kept), self._capacity(max(num_events))), np.int32)
         for row, history in zip(item_ids, kept, strict=True):
-            row[: len(history)] = self._checked(history)
+            row[: len(history)] = history
         arrays = self._start(self._params, item_ids, np.asarray(num_events, np.int32))
         return UserState(arrays, num_events, self.max_events, self.model_hash)
 
     def step_many(
-        self, state: UserState, items: Sequence[int]
+        self, state: UserState, items: Items
     ) -> tuple[UserState, Float[Array, "B items"]]:
         """Takes one event of each user.
 
@@ -126,7 +125,7 @@ class IncrementalRecommender:
     def _capacity(self, num_events: int) -> int:
         return next((c for c in self._capacities if c >= num_events), self._capacities[-1])
 
-    def _checked(self, items: Sequence[int]) -> np.ndarray:
+    def _checked(self, items: Items) -> np.ndarray:
         item_ids = np.asarray(items, np.int32)
         unknown = item_ids[(item_ids < 1) | (item_ids > self._num_items)]
         if unknown.size:

@@ -119,10 +119,11 @@ class BlossomRec(nnx.Module):
         Returns:
           f32 scores of 0..num_items, so of padding too, in column 0.
         """
-        table = self.item_embedding.embedding[...][: self.num_items + 1]
+        table = self.item_embedding.embedding[...]
         # The GPU's default would round f32 inputs to 10 bits, and so make ties.
         exact = jax.lax.Precision.HIGHEST
-        return jnp.einsum("...m,vm->...v", hidden.astype(jnp.float32), table, precision=exact)
+        scores = jnp.einsum("...m,vm->...v", hidden.astype(jnp.float32), table, precision=exact)
+        return scores[..., : self.num_items + 1]  # a slice of the table would be a copy of it
 
 
 def num_params(model: BlossomRec) -> int:

@@ -68,7 +68,7 @@ def model_hash(model: BlossomRec) -> str:
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         array = np.ascontiguousarray(variable[...])
         digest.update(repr((path, array.dtype, array.shape)).encode())
-        digest.update(array)
+        digest.update(array.data)
     return digest.hexdigest()
 
 

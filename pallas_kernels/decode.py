@@ -117,8 +117,8 @@ def selected_attention(
     begin = jnp.concatenate([blocks, own], -1) * block_size  # [B, G, N + 1]
     token = begin[..., None] + jnp.arange(block_size)
     seen = (token >= 0) & (token <= position[..., None])
-    lists = _read(tokens, new, begin, block_size)
-    return _attend(q, *lists, seen.reshape(*blocks.shape[:2], -1))
+    keys, values = _read(tokens, new, begin, block_size)
+    return _attend(q, keys, values, seen.reshape(*blocks.shape[:2], -1))
 
 
 def power_attention(
@@ -127,8 +127,9 @@ def power_attention(
     """Attends to the last W tokens, and to those a power of two back (STIS)."""
     distance = jnp.asarray(allowed_distances(window, True, tokens.shape[2]), jnp.int32)
     token = (new.position[:, None] - distance)[:, None]  # [B, 1, J]
-    lists = _read(tokens, new, jnp.broadcast_to(token, (*tokens.shape[:2], distance.size)))
-    return _attend(q, *lists, token >= new.first[:, None, None])
+    tokens_of_head = jnp.broadcast_to(token, (*tokens.shape[:2], distance.size))
+    keys, values = _read(tokens, new, tokens_of_head)
+    return _attend(q, keys, values, token >= new.first[:, None, None])
 
 
 def dense_attention(
@@ -138,7 +139,8 @@ def dense_attention(
     position, first = new.position[:, None], new.first[:, None]
     behind = (position - jnp.arange(tokens.shape[2])) % tokens.shape[2]  # [B, C]
     rows = jnp.where(behind[:, None, :, None] == 0, new.row, tokens)
-    return _attend(q, *jnp.split(rows, 2, -1), (behind <= position - first)[:, None])
+    keys, values = jnp.split(rows, 2, -1)
+    return _attend(q, keys, values, (behind <= position - first)[:, None])
 
 
 def _read(tokens, new: Token, begin, size: int = 1):

@@ -2,6 +2,7 @@
 
 python -m experiments.benchmark throughput --dataset=yelp --json=throughput.jsonl
 python -m experiments.benchmark attention --lengths=1024,4096,16384,65536 --plot=attention.svg
+python -m experiments.benchmark latency --json=latency.jsonl
 python -m experiments.benchmark tune --output=tiles.json
 python -m experiments.benchmark gpu-report --few --output=report
 
@@ -18,6 +19,7 @@ from experiments import _cli
 COMMANDS = {
     "throughput": "training on packed rows against padded rows",
     "attention": "Blossom attention against dense attention",
+    "latency": "a recommendation after one more event, against encoding the whole history",
     "tune": "tiles of the GPU kernels",
     "gpu-report": "on one GPU: attention, and training with it",
 }

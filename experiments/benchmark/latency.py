@@ -1,0 +1,143 @@
+"""Times the recommendation after one more event of a user, against encoding the whole history.
+
+An event's time is what passes from its item until its top k are there: a step of the incremental
+state, the scores of the whole catalogue, and their top k. Users with short and with long histories
+take turns, event by event, and so does the whole encoding of a history, in each round. Before the
+clock runs, a copy of each state takes as many events, so that all is compiled; a state that
+outgrows its arrays grows on the clock. The model is untrained, and has the paper's sizes.
+"""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from blossom_jax.errors import UserError
+from blossom_jax.incremental_recommender import IncrementalRecommender
+from blossom_jax.model import BlossomRec, ModelConfig
+from experiments.benchmark import measure
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of this benchmark."""
+    add = parser.add_argument
+    measure.add_arguments(parser)
+    add("--json", metavar="FILE", help="also write the lines of JSON here")
+    add("--histories", type=measure.positives, default=(1000, 64000), help="events at the start")
+    add("--recompute", type=measure.positive, default=16384, help="events encoded at once")
+    add("--items", type=measure.positives, default=(10**4, 10**5, 10**6), help="catalogues")
+    add("--events", type=measure.positive, default=100, help="timed in each round")
+    add("--top-k", type=measure.positive, default=10)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measures every catalogue, and prints a table."""
+    if arguments.top_k > min(arguments.items):
+        raise UserError(f"--top-k={arguments.top_k} exceeds a catalogue of {min(arguments.items)}")
+    report = measure.Report("latency", arguments.json, arguments.commit)
+    for num_items in arguments.items:
+        compare(num_items, arguments, report)
+    _print(report.records)
+
+
+def compare(num_items: int, arguments: argparse.Namespace, report: measure.Report) -> None:
+    """Times all histories on one catalogue, and reports each.
+
+    `ratio_to_first` is of the medians, to the first history. `cheaper_than_recompute` says how many
+    times as long the whole encoding of `--recompute` events takes, scores and top k included.
+
+    Args:
+      num_items: Size of the catalogue.
+      arguments: As `add_arguments` describes them.
+      report: Where measurements are added.
+    """
+    rng = np.random.default_rng(0)
+    timed = arguments.rounds * arguments.events
+    longest = max(*arguments.histories, arguments.recompute) + timed
+    config = ModelConfig(hidden_size=128, num_heads=8, num_kv_heads=2, max_length=longest)
+    model = BlossomRec(config, num_items, rngs=nnx.Rngs(0))
+    recommender = IncrementalRecommender(model)
+    top_k = jax.jit(lambda scores: jax.lax.top_k(scores[..., 1:], arguments.top_k))
+
+    def history(length):
+        return rng.integers(1, num_items + 1, length)
+
+    def follow(length: int) -> Callable[[], Any]:
+        begun = recommender.start(history(length))
+        copy = dataclasses.replace(begun, arrays=jax.tree.map(jnp.copy, begun.arrays))
+        for item in history(timed):
+            copy, scores = recommender.step(copy, item)
+        jax.block_until_ready(top_k(scores))
+        state = begun
+
+        def event():
+            nonlocal state
+            state, scores = recommender.step(state, rng.integers(1, num_items + 1))
+            return top_k(scores), state.arrays
+
+        return event
+
+    whole = history(arguments.recompute)
+
+    def recompute():
+        return top_k(recommender.scores(recommender.start(whole)))
+
+    events = {length: follow(length) for length in arguments.histories}
+    jax.block_until_ready(recompute())
+    seconds, recomputed = _time(events, recompute, arguments.rounds, arguments.events)
+    first = np.median(seconds[arguments.histories[0]])
+    for length, times in seconds.items():
+        middle = float(np.median(times))
+        report.add(
+            history=length,
+            num_items=num_items,
+            top_k=arguments.top_k,
+            events=len(times),
+            p50_seconds=middle,
+            p99_seconds=float(np.percentile(times, 99)),
+            ratio_to_first=middle / float(first),
+            recompute=arguments.recompute,
+            recompute_seconds=recomputed,
+            cheaper_than_recompute=recomputed / middle,
+        )
+
+
+def _time(events, recompute, rounds: int, number: int) -> tuple[dict[int, list[float]], float]:
+    """Returns seconds of every event by history, and median seconds of a whole encoding."""
+    seconds: dict[int, list[float]] = {length: [] for length in events}
+    recomputed = []
+    for _ in range(rounds):
+        for _ in range(number):
+            for length, event in events.items():
+                seconds[length].append(_seconds(event))
+        recomputed.append(_seconds(recompute))
+    return seconds, float(np.median(recomputed))
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - began
+
+
+def _print(records: list[dict]) -> None:
+    header = ("history", "items", "p50 ms", "p99 ms", "to first", "recompute ms", "cheaper")
+    rows = (
+        (
+            f"{record['history']:,}",
+            f"{record['num_items']:,}",
+            f"{record['p50_seconds'] * 1e3:,.2f}",
+            f"{record['p99_seconds'] * 1e3:,.2f}",
+            measure.shown_ratio(record["ratio_to_first"]),
+            f"{record['recompute_seconds'] * 1e3:,.0f}",
+            measure.shown_ratio(record["cheaper_than_recompute"]),
+        )
+        for record in records
+    )
+    measure.print_table(header, rows)
