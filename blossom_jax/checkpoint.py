@@ -88,7 +88,8 @@ class Checkpoints:
     def restore_latest(self, like: dict) -> tuple[dict, dict] | None:
         """Returns (state, progress) of the latest checkpoint that is whole, or None.
 
-        Damaged checkpoints after it are reported and removed: the run will write them again.
+        Damaged checkpoints after it are reported and, where this may write, removed: the run will
+        write them again.
 
         Args:
           like: The state as ShapeDtypeStructs with shardings.
@@ -96,7 +97,7 @@ class Checkpoints:
         Raises:
           UserError: A whole checkpoint that another version of the model wrote.
         """
-        step = self._latest_whole(remove=True)
+        step = self._latest_whole(remove=not self._read_only)
         if step is None:
             return None
         rest = {name: value for name, value in like.items() if name != "params"}
@@ -107,6 +108,10 @@ class Checkpoints:
             progress=ocp.args.JsonRestore(),
         )
         return {"params": restored.params, **restored.optimizer}, restored.progress
+
+    def steps(self) -> list[int]:
+        """Returns the steps whose checkpoints are there, whole or not, ascending."""
+        return sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdigit())
 
     def latest_progress(self) -> dict | None:
         """Returns the progress of the latest checkpoint that is whole, or None."""
@@ -138,8 +143,7 @@ class Checkpoints:
 
     def _latest_whole(self, *, remove: bool) -> int | None:
         """Returns the latest step whose checkpoint is whole; reports, or removes, later ones."""
-        steps = [int(path.name) for path in self._directory.glob("*") if path.name.isdigit()]
-        for step in sorted(steps, reverse=True):
+        for step in reversed(self.steps()):
             if self._is_whole(step):
                 return step
             folder = self._directory / str(step)
