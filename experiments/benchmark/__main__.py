@@ -3,6 +3,7 @@
 python -m experiments.benchmark throughput --dataset=yelp --json=throughput.jsonl
 python -m experiments.benchmark attention --lengths=1024,4096,16384,65536 --plot=attention.svg
 python -m experiments.benchmark latency --json=latency.jsonl
+python -m experiments.benchmark bounded --workdir=runs/ml_1m
 python -m experiments.benchmark tune --output=tiles.json
 python -m experiments.benchmark gpu-report --few --output=report
 
@@ -20,6 +21,7 @@ COMMANDS = {
     "throughput": "training on packed rows against padded rows",
     "attention": "Blossom attention against dense attention",
     "latency": "a recommendation after one more event, against encoding the whole history",
+    "bounded": "the error of states that forget, on a trained run",
     "tune": "tiles of the GPU kernels",
     "gpu-report": "on one GPU: attention, and training with it",
 }
