@@ -45,6 +45,14 @@ SMALL = {
     "train": [f"--config.{key}={value}" for key, value in TRAIN.items()],
     "benchmark throughput": ["--rounds=1", "--batch-rows=2"],
     "benchmark attention": ["--rounds=1", "--lengths=32", "--tokens=64"],
+    "benchmark latency": [
+        "--rounds=1",
+        "--events=2",
+        "--histories=20,40",
+        "--recompute=16",
+        "--items=50",
+    ],
+    "benchmark bounded": ["--bounds=8", "--users=4"],
     "benchmark gpu-report": ["--rounds=1", "--lengths=32", "--tokens=64", "--seconds=1"],
 }
 # Commands that need what is not here, and what they say then.
