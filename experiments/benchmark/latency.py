@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from blossom_jax.errors import UserError
+from blossom_jax.evaluate import last_scores
 from blossom_jax.incremental_recommender import IncrementalRecommender
 from blossom_jax.model import BlossomRec, ModelConfig
 from experiments.benchmark import measure
@@ -67,33 +68,11 @@ def compare(num_items: int, arguments: argparse.Namespace, report: measure.Repor
     config = ModelConfig(hidden_size=128, num_heads=8, num_kv_heads=2, max_length=longest)
     model = BlossomRec(config, num_items, rngs=nnx.Rngs(0))
     recommender = IncrementalRecommender(model)
+    items = rng.integers(1, num_items + 1, longest, np.int32)
     top_k = jax.jit(lambda scores: jax.lax.top_k(scores[..., 1:], arguments.top_k))
 
-    def history(length):
-        return rng.integers(1, num_items + 1, length)
-
-    def follow(length: int) -> Callable[[], Any]:
-        begun = recommender.start(history(length))
-        copy = dataclasses.replace(begun, arrays=jax.tree.map(jnp.copy, begun.arrays))
-        for item in history(timed):
-            copy, scores = recommender.step(copy, item)
-        jax.block_until_ready(top_k(scores))
-        state = begun
-
-        def event():
-            nonlocal state
-            state, scores = recommender.step(state, rng.integers(1, num_items + 1))
-            return top_k(scores), state.arrays
-
-        return event
-
-    whole = history(arguments.recompute)
-
-    def recompute():
-        return top_k(recommender.scores(recommender.start(whole)))
-
-    events = {length: follow(length) for length in arguments.histories}
-    jax.block_until_ready(recompute())
+    events = {n: _follow(recommender, items[: n + timed], n, top_k) for n in arguments.histories}
+    recompute = _encode(model, items[: arguments.recompute], top_k)
     seconds, recomputed = _time(events, recompute, arguments.rounds, arguments.events)
     first, first_cpu = seconds[arguments.histories[0]][0]
     for length, ((middle, middle_cpu), (last, _)) in seconds.items():
@@ -113,6 +92,37 @@ def compare(num_items: int, arguments: argparse.Namespace, report: measure.Repor
             cheaper_than_recompute=recomputed[0] / middle,
             cpu_cheaper_than_recompute=recomputed[1] / middle_cpu,
         )
+
+
+def _follow(recommender: IncrementalRecommender, items, begun: int, top_k) -> Callable[[], Any]:
+    """Returns what takes the next event after the first `begun`, all compiled."""
+    state = recommender.start(items[:begun])
+    copy = dataclasses.replace(state, arrays=jax.tree.map(jnp.copy, state.arrays))
+    for item in items[begun:]:
+        copy, scores = recommender.step(copy, item)
+    jax.block_until_ready(top_k(scores))
+    following = iter(items[begun:])
+
+    def event():
+        nonlocal state
+        state, scores = recommender.step(state, next(following))
+        return top_k(scores), state.arrays
+
+    return event
+
+
+def _encode(model: BlossomRec, items, top_k) -> Callable[[], Any]:
+    """Returns what encodes a whole history as evaluation does, compiled."""
+    graphdef, params = nnx.split(model, nnx.Param)
+    scores = jax.jit(last_scores(graphdef))
+    positions = np.arange(len(items), dtype=np.int32)
+    batch = {"item_ids": items[None], "positions": positions[None], "last": positions[-1:]}
+
+    def encode():
+        return top_k(scores(params, batch))
+
+    jax.block_until_ready(encode())
+    return encode
 
 
 def _time(events, recompute, rounds: int, number: int):
