@@ -57,7 +57,7 @@ def write(
     """Puts a token, or a summary key, in its place in the ring.
 
     Args:
-      ring: of either; donate it, and it is written in new.
+      ring: of either; donate it, and it is written in place.
       row: one for each user.
       number: position of the token, or number of the block.
     """
