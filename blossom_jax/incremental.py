@@ -1,13 +1,13 @@
 """Encodes one more event of a history, from what was kept of the earlier ones.
 
 `start` encodes whole histories and keeps, for each layer, the rotated keys, the values and the
-summary keys. `encode` then takes one event of each user, and `append` adds it to what is kept. Up to
-`max_events` events the hidden states are those of the whole model. Beyond, whole blocks leave from
-the front: an event at position i reads, in every layer, what stands from `first_kept(i)` on, and
-nothing else changes.
+summary keys. `encode` then takes one event of each user, and `append` adds it to what is kept. Up
+to `max_events` events the hidden states are those of the whole model. Beyond, whole blocks leave
+from the front: an event at position i reads, in every layer, what stands from `first_kept(i)` on,
+and nothing else changes.
 
 The two are programs of their own: XLA (jax 0.10.2, on a CPU) copies an array that one program both
-reads and updates, which took ten times as long as all the rest at 64,000 events.
+reads and updates, which made 22 ms of a step of 2 ms at 64,000 events, on a busy machine.
 """
 
 from typing import NamedTuple
