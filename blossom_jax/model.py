@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from blossom_jax import layers
+from blossom_jax import layers, sharding
 from blossom_jax.attention import make_attention
 from blossom_jax.config import ModelConfig
 
@@ -106,7 +106,8 @@ class BlossomRec(nnx.Module):
           Hidden states in the config's dtype. Those at padding mean nothing.
         """
         embedding_key, *keys = layers.split_key(dropout_key, 1 + self.config.num_layers)
-        x = self.embedding_norm(self.item_embedding(item_ids))
+        table = self.item_embedding.embedding[...]
+        x = self.embedding_norm(sharding.look_up(table, item_ids))
         x = layers.dropout(x, self.config.embedding_dropout, embedding_key)
         for layer, key in zip(self.layers, keys, strict=True):
             x = layer(x, positions, dropout_key=key, packed=packed)
@@ -125,7 +126,8 @@ class BlossomRec(nnx.Module):
         # The GPU's default would round f32 inputs to 10 bits, and so make ties.
         exact = jax.lax.Precision.HIGHEST
         scores = jnp.einsum("...m,vm->...v", hidden.astype(jnp.float32), table, precision=exact)
-        return scores[..., : self.num_items + 1]  # a slice of the table would be a copy of it
+        # A slice of the table would be a copy of it, and lie on one device.
+        return scores[..., : self.num_items + 1]
 
 
 def model_maker(config: ModelConfig, num_items: int, seed: int) -> Callable[[], BlossomRec]:

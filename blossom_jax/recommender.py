@@ -58,7 +58,7 @@ class Recommender:
         Raises:
           UserError: `batch_users` does not divide by the devices that share a batch.
         """
-        devices = model.mesh.shape[sharding.DATA]
+        devices = model.mesh.size
         if batch_users < 1 or batch_users % devices:
             raise UserError(
                 f"batch_users must be a positive multiple of the {devices} device(s) that share "
@@ -327,7 +327,9 @@ def _best_items(model: TrainedModel):
     def best(
         params, batch: dict[str, Array], allowed: Bool[Array, "items"], *, k: int
     ) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
-        return _top(metrics.without_seen(score(params, batch), batch["seen"]), allowed, k=k)
+        with sharding.traced_on(model.mesh):
+            scores = score(params, batch)
+        return _top(metrics.without_seen(scores, batch["seen"]), allowed, k=k)
 
     return best
 

@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 
+import jax
 import ml_collections
 import numpy as np
 
@@ -42,11 +43,12 @@ def from_run(plan: Plan, initial: State) -> State:
         )
     old, step = _restore(folder, config, items.num_items, plan)
     kept = plan.interactions.num_items - new
-    print(
-        f"starting from step {step:,} of {folder}: {kept:,} items keep their rows, {new:,} are new,"
-        f" {items.num_items - kept:,} are no longer in the log",
-        flush=True,
-    )
+    if jax.process_index() == 0:
+        print(
+            f"starting from step {step:,} of {folder}: {kept:,} items keep their rows, {new:,} are "
+            f"new, {items.num_items - kept:,} are no longer in the log",
+            flush=True,
+        )
     return continued_state(initial, old, old_number)
 
 

@@ -53,7 +53,7 @@ def _metrics(model: TrainedModel, results: dict | None) -> str:
         )
     return (
         "On the test targets; `full` ranks among the items that are new to the user, `full_keep`\n"
-        "among all, `uni100` among 100 drawn ones.\n\n"
+        "among all, `uniN` among N drawn ones.\n\n"
         f"```\n{_results.describe_run(results)}\n```\n\n"
         f"Seed {results['seed']}, jax {results['jax']}, commit {results['commit'] or 'unknown'}.\n"
     )

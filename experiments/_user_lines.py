@@ -2,8 +2,8 @@
 
 import json
 import pathlib
-from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 from blossom_jax.errors import UserError
 from blossom_jax.recommender import Answer
@@ -31,9 +31,9 @@ class BadLine(NamedTuple):
     text: str
 
 
-def read_lines(file: IO[str]) -> Iterator[User | BadLine]:
+def read_lines(lines: Iterable[str]) -> Iterator[User | BadLine]:
     """Yields what each line holds that is not blank."""
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 yield _user(json.loads(line))

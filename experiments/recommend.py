@@ -103,7 +103,7 @@ def recommend_all(arguments: argparse.Namespace, titles: dict[str, str]) -> int:
     with _opened(arguments) as (source, target):
         recommender, allowed = _open(arguments, arguments.batch_users)
         began, users, popular, bad, unknown = time.monotonic(), 0, 0, 0, {}
-        for chunk in _chunks(_with_progress(_user_lines.read_lines(source))):
+        for chunk in _chunks(_user_lines.read_lines(_with_progress(source, arguments.input))):
             for line in (line for line in chunk if isinstance(line, BadLine)):
                 bad += 1
                 _say(f"{arguments.input}:{line.number}: {line.reason}: {line.text[:200]}")
@@ -137,9 +137,13 @@ def _chunks(lines: Iterator) -> Iterator[list]:
         yield chunk
 
 
-def _with_progress(lines: Iterator) -> Iterator:
-    """Shows how many lines were read, on a terminal alone."""
-    return iter(tqdm.tqdm(lines, unit=" users", disable=None, mininterval=1, leave=False))
+def _with_progress(source: IO[str], name: str) -> Iterator[str]:
+    """Shows on a terminal how many lines were read, and for a file how long the rest will take."""
+    total = None
+    if name != "-" and sys.stderr.isatty():
+        with open(name, "rb") as file:
+            total = sum(1 for _ in file)
+    return iter(tqdm.tqdm(source, total=total, unit=" users", disable=None, leave=False))
 
 
 @contextlib.contextmanager

@@ -53,6 +53,10 @@ SMALL = {
         "--items=50",
     ],
     "benchmark bounded": ["--bounds=8", "--users=4"],
+    "benchmark devices": [
+        *("--rounds=1", "--devices=1", "--tokens=64", "--length=16", "--items=30", "--heads=2"),
+        *("--kv-heads=1", "--head-size=4", "--attention=dense", "--dtype=float32"),
+    ],
     "benchmark gpu-report": ["--rounds=1", "--lengths=32", "--tokens=64", "--seconds=1"],
 }
 # Commands that need what is not here, and what they say then.

@@ -34,12 +34,14 @@ SIZES = {
 }
 
 
-def make_log(folder: pathlib.Path, num_items: int = 30, first: int = 0) -> pathlib.Path:
-    """Writes a log of 30 users who walk along a ring of items, 1 to 30 events each."""
+def make_log(
+    folder: pathlib.Path, *, num_items: int = 30, first: int = 0, num_users: int = 30
+) -> pathlib.Path:
+    """Writes a log of users who walk along a ring of items, the first for one event, and so on."""
     rng = np.random.default_rng(0)
     rows = [
         (f"u{user}", f"i{first + item}")
-        for user in range(30)
+        for user in range(num_users)
         for item in (rng.integers(num_items) + np.arange(1 + user)) % num_items
     ]
     table = pl.DataFrame(rows, schema=["user", "item"], orient="row")

@@ -6,6 +6,7 @@ python -m experiments.benchmark latency --json=latency.jsonl
 python -m experiments.benchmark bounded --workdir=runs/ml_1m
 python -m experiments.benchmark tune --output=tiles.json
 python -m experiments.benchmark gpu-report --few --output=report
+python -m experiments.benchmark devices --devices=1,2
 
 `COMMAND --help` lists the options. Every measurement is printed as one line of JSON, and all of
 them as a table at the end.
@@ -23,6 +24,7 @@ COMMANDS = {
     "latency": "a recommendation after one more event, against encoding the whole history",
     "bounded": "the error of states that forget, on a trained run",
     "tune": "tiles of the GPU kernels",
+    "devices": "the training step on several devices against one",
     "gpu-report": "on one GPU: attention, and training with it",
 }
 

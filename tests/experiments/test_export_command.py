@@ -14,7 +14,7 @@ from experiments import evaluate, export
 def folders(tmp_path_factory):
     """Returns the folders of a run and of its export."""
     root = tmp_path_factory.mktemp("export")
-    make_run(make_log(root / "log"), root / "run")
+    make_run(make_log(root / "log", num_users=15), root / "run")
     export.main([f"--workdir={root / 'run'}", f"--output={root / 'exports' / 'tiny'}"])
     return root / "run", root / "exports" / "tiny"
 
