@@ -43,9 +43,24 @@ class EncoderLayer(nnx.Module):
           dropout_key: None drops nothing.
           packed: Whether a row may hold several sequences, see `DenseAttention`.
         """
+        return self.finish(x, self.attention(x, positions, packed=packed), dropout_key=dropout_key)
+
+    def finish(
+        self,
+        x: Float[Array, "B L M"],
+        attended: Float[Array, "B L M"],
+        *,
+        dropout_key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B L M"]:
+        """Does what follows the attention, to every token alone.
+
+        Args:
+          x: What came into the block.
+          attended: What its attention made of that.
+          dropout_key: None drops nothing.
+        """
         rate, keys = self.config.dropout, layers.split_key(dropout_key, 2)
-        attended = self.dense(self.attention(x, positions, packed=packed))
-        y = self.attention_norm(x + layers.dropout(attended, rate, keys[0]))
+        y = self.attention_norm(x + layers.dropout(self.dense(attended), rate, keys[0]))
         return self.feed_forward_norm(y + layers.dropout(self.feed_forward(y), rate, keys[1]))
 
 
@@ -111,7 +126,8 @@ class BlossomRec(nnx.Module):
         # The GPU's default would round f32 inputs to 10 bits, and so make ties.
         exact = jax.lax.Precision.HIGHEST
         scores = jnp.einsum("...m,vm->...v", hidden.astype(jnp.float32), table, precision=exact)
-        return scores[..., : self.num_items + 1]  # a slice of the table would lie on one device
+        # A slice of the table would be a copy of it, and lie on one device.
+        return scores[..., : self.num_items + 1]
 
 
 def model_maker(config: ModelConfig, num_items: int, seed: int) -> Callable[[], BlossomRec]:

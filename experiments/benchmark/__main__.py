@@ -2,6 +2,8 @@
 
 python -m experiments.benchmark throughput --dataset=yelp --json=throughput.jsonl
 python -m experiments.benchmark attention --lengths=1024,4096,16384,65536 --plot=attention.svg
+python -m experiments.benchmark latency --json=latency.jsonl
+python -m experiments.benchmark bounded --workdir=runs/ml_1m
 python -m experiments.benchmark tune --output=tiles.json
 python -m experiments.benchmark gpu-report --few --output=report
 python -m experiments.benchmark devices --devices=1,2
@@ -19,6 +21,8 @@ from experiments import _cli
 COMMANDS = {
     "throughput": "training on packed rows against padded rows",
     "attention": "Blossom attention against dense attention",
+    "latency": "a recommendation after one more event, against encoding the whole history",
+    "bounded": "the error of states that forget, on a trained run",
     "tune": "tiles of the GPU kernels",
     "devices": "the training step on several devices against one",
     "gpu-report": "on one GPU: attention, and training with it",
