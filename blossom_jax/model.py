@@ -1,5 +1,7 @@
 """BlossomRec: an item embedding, post-norm transformer blocks, and scores by the same embedding."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -92,7 +94,8 @@ class BlossomRec(nnx.Module):
         x = self.embedding_norm(self.item_embedding(item_ids))
         x = layers.dropout(x, self.config.embedding_dropout, embedding_key)
         for layer, key in zip(self.layers, keys, strict=True):
-            x = layer(x, positions, dropout_key=key, packed=packed)
+            apply = functools.partial(layer, dropout_key=key, packed=packed)
+            x = (jax.checkpoint(apply) if self.config.remat == "block" else apply)(x, positions)
         return x
 
     def scores(self, hidden: Float[Array, "*n M"]) -> Float[Array, "*n items"]:

@@ -179,6 +179,18 @@ def test_another_config_is_refused_with_both_values(whole, log):
     assert "seed" not in str(error.value)
 
 
+def test_negatives_by_popularity_train_too(log, tmp_path):
+    options = {"train__loss": "sampled_softmax", "train__negatives": "popularity"}
+    steps = {"train__num_steps": 2, "eval__every_steps": 2, "log__every_steps": 1}
+    train.main(flags(log, tmp_path / "run", **options, **steps, train__num_negatives=20))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [
+        line["train/loss"] if "train/loss" in line else line.get("loss")
+        for line in map(json.loads, lines)
+    ]
+    assert sum(loss is not None for loss in losses) == 2
+
+
 def test_changed_data_is_refused(whole, monkeypatch):
     table = pl.DataFrame({"user": ["1"] * 5, "item": list("abcde")})
     changed = from_table(table, name="tiny")
@@ -206,6 +218,12 @@ def test_changed_data_is_refused(whole, monkeypatch):
         ({"eval__batch_users": 12}, "eval.batch_users=12"),
         ({"eval__batch_users": 8 * 10**9}, r"evaluation needs [\d,]{13,} bytes.*eval.batch_users"),
         ({"train__loss_chunk": 0}, "train.loss_chunk"),
+        ({"train__loss": "hinge"}, "train.loss must be one of"),
+        (
+            {"train__loss": "gbce", "train__num_negatives": 10**6},
+            "must be below the .* items of th",
+        ),
+        ({"model__remat": "all"}, "model.remat must be one of 'none', 'block', got 'all'"),
         ({"train__schedule": "linear"}, "schedule='linear'"),
         ({"data__split": "random"}, "data.split must be"),
         ({"data__split": "global_time"}, "has no times"),
