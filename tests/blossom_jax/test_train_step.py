@@ -103,8 +103,8 @@ def test_bf16_trains_as_f32_does_with_blocks_computed_anew():
     assert all(np.isfinite(leaf).all() for leaf in leaves(state))
     assert {leaf.dtype.name for leaf in leaves(state["params"])} == {"float32"}
     _, exact = train(100)
-    np.testing.assert_allclose(losses[:50], exact[:50], rtol=5e-3)
-    np.testing.assert_allclose(np.mean(losses[-20:]), np.mean(exact[-20:]), rtol=0.02)
+    np.testing.assert_allclose(losses, exact, rtol=0.1)  # a batch of few tokens is noisy
+    np.testing.assert_allclose(np.mean(losses[-20:]), np.mean(exact[-20:]), rtol=0.01)
 
 
 def test_negatives_depend_on_step_and_seed_alone():
