@@ -42,6 +42,7 @@ class ModelConfig:
       remat: "none", or "block": the backward pass computes each transformer block anew from its
         input, instead of keeping what is inside (https://arxiv.org/abs/1604.06174).
       layer_norm_epsilon: added to the variance.
+      grow_items: whether a run that starts from another may add items to its model.
 
     Raises:
       UserError: A value out of its range, or sizes that do not fit together.
@@ -67,6 +68,7 @@ class ModelConfig:
     implementation: str = ""
     remat: str = "none"
     layer_norm_epsilon: float = 1e-12
+    grow_items: bool = False
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -105,9 +105,10 @@ def make_train_step(
 
     def mean_loss(params, batch, key, cumulative_counts):
         model = nnx.merge(graphdef, params)
-        hidden = model(  # [B, L, M]
-            batch["item_ids"], batch["positions"], dropout_key=key, packed=packed
-        )
+        with sharding.traced_on(mesh):
+            hidden = model(  # [B, L, M]
+                batch["item_ids"], batch["positions"], dropout_key=key, packed=packed
+            )
         total, count = loss(
             hidden.reshape(-1, hidden.shape[-1]),
             model.item_embedding.embedding[...],

@@ -42,11 +42,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.implementation = ""  # of the attention ops; "" = the best for this device
     config.model.remat = "none"  # | "block": compute blocks anew in the backward pass, for memory
     config.model.layer_norm_epsilon = 1e-12
+    config.model.grow_items = False  # whether train.init_from may know fewer items than the log
 
     config.train = ml_collections.ConfigDict()
     config.train.num_epochs = 200
     config.train.num_steps = 0  # if set, it counts instead of num_epochs
     config.train.batch_rows = 128  # packed rows a step, over all devices
+    config.train.init_from = ""  # workdir of a run whose last checkpoint this one starts from
     config.train.target = "all"  # every position predicts its next item; or the "last" alone
     config.train.learning_rate = 1e-3
     config.train.warmup_steps = 100
@@ -81,6 +83,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.log.every_steps = 50
 
     config.mesh = ml_collections.ConfigDict()
-    config.mesh.data = -1  # devices over which rows are split; -1 = all the rest
-    config.mesh.model = 1  # devices over which the item table is split
+    # Rows of batches are split over all data * model devices; a run may go on with other numbers.
+    config.mesh.data = -1  # copies of the item table; -1 = as many as there are devices for
+    config.mesh.model = 1  # devices over which each copy is split, by its rows
     return config

@@ -1,24 +1,23 @@
 """Builds what a config says about evaluation, for every command that measures a model."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
-from flax import nnx
 
-from blossom_jax import buckets, data, evaluate, memory, metrics, popularity, sharding
+from blossom_jax import buckets, data, evaluate, memory, metrics, popularity
 from blossom_jax.data.evaluation_batches import evaluation_batches, evaluation_shapes
 from blossom_jax.errors import UserError
 
 
 def make_evaluator(
     config: ml_collections.ConfigDict,
-    graphdef: nnx.GraphDef,
+    score: Callable[[Any, dict], jax.Array],
     num_items: int,
     mesh: jax.sharding.Mesh,
 ) -> evaluate.Evaluator:
-    """Returns what ranks by the model, in validation and test alike: compiled once for both."""
-    score = evaluate.last_scores(graphdef)
+    """Returns what ranks by `score`, in validation and test alike: compiled once for both."""
     return evaluate.Evaluator(score, num_items=num_items, mesh=mesh, ks=config.eval.ks)
 
 
@@ -67,7 +66,7 @@ class Evaluation:
         self._sizes = {
             "max_length": config.model.max_length,
             "batch_users": config.eval.batch_users,
-            "multiple_of": mesh.shape[sharding.DATA],
+            "multiple_of": mesh.size,
         }
         self._negatives = metrics.draw_negatives(
             interactions.items[self._targets.target],
@@ -89,9 +88,9 @@ class Evaluation:
           UserError: Sizes that do not fit, with the bytes asked for.
         """
         # As for training: what is needed at least, since the compiler may fail at absurd sizes.
-        items = self._interactions.num_items // self._mesh.shape[sharding.MODEL]
+        items = self._interactions.num_items
         at_least = memory.shard_bytes(params) + max(
-            4 * rows // self._mesh.shape[sharding.DATA] * (items + length + seen)
+            4 * rows // self._mesh.size * (items + length + seen)
             for rows, length, seen in self._shapes
         )
         self._check_fits(other_bytes + at_least)

@@ -14,7 +14,7 @@ from blossom_jax import memory, popularity, sharding
 from blossom_jax.data import Interactions, Split
 from blossom_jax.data.pipeline import TrainStream
 from blossom_jax.errors import UserError
-from blossom_jax.evaluate import Evaluator
+from blossom_jax.evaluate import Evaluator, last_scores
 from blossom_jax.losses import make_loss
 from blossom_jax.losses.negatives import cumulative_counts
 from blossom_jax.train_step import (
@@ -63,6 +63,8 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
             "model.causal=false would show every token the item that it is to predict: "
             "train.target must be 'last' then, not 'all'"
         )
+    if config.model.grow_items and not config.train.init_from:
+        raise UserError("model.grow_items=true needs train.init_from=DIR, the run that is to grow")
     interactions, split = _setup.load_data(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     sharding.check_batch(config.train.batch_rows, mesh)
@@ -81,7 +83,9 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     step = make_train_step(graphdef, optimizer, mesh, like, loss)
     counts = popularity.item_counts(interactions, split) if loss_config.by_popularity else None
     compiled = _compile(step, like, config, mesh, counts)
-    evaluator = _evaluation.make_evaluator(config, graphdef, interactions.num_items, mesh)
+    evaluator = _evaluation.make_evaluator(
+        config, last_scores(graphdef), interactions.num_items, mesh
+    )
     moments = memory.shard_bytes(like) - memory.shard_bytes(like["params"])
     for evaluation in (valid, test):
         evaluation.prepare(evaluator, like["params"], other_bytes=moments)
@@ -106,7 +110,7 @@ def _compile(step: jax.stages.Wrapped, like: State, config, mesh, counts) -> Cal
     """Compiles the step for the only shapes that there are; refuses one that does not fit."""
     shape = config.train.batch_rows, config.data.row_length
     devices = list(mesh.devices.flat)
-    rows_per_device = config.train.batch_rows // mesh.shape[sharding.DATA]
+    rows_per_device = config.train.batch_rows // mesh.size
     # The compiler finds out what is needed to the byte, but may fail at absurd sizes; so first
     # what is needed at least: the state, the gradients, and each layer's input for each token.
     hidden = rows_per_device * config.data.row_length * config.model.hidden_size
@@ -122,7 +126,7 @@ def _compile(step: jax.stages.Wrapped, like: State, config, mesh, counts) -> Cal
         for name in ("item_ids", "targets", "positions")
     }
     same = (np.uint32(config.seed), None if counts is None else cumulative_counts(counts))
-    same = jax.device_put(same, sharding.replicated(mesh))  # in every step
+    same = sharding.put_whole(same, sharding.replicated(mesh))  # in every step
     compiled = step.lower(like, batch, *same).compile()
     memory.check_fits("a training step", memory.program_bytes(compiled), devices, lower=lower)
     return lambda state, batch: compiled(state, batch, *same)

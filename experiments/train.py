@@ -20,12 +20,13 @@ import jax
 import ml_collections
 from flax import nnx
 
+from blossom_jax import hosts
 from blossom_jax.checkpoint import Checkpoints
 from blossom_jax.metric_log import MetricLog, Terminal
 from blossom_jax.model import num_params
 from blossom_jax.train_step import State
 from blossom_jax.trainer import Progress, Trainer, on_devices, saved_after
-from experiments import _cli, _results, _setup, _workdir
+from experiments import _cli, _continue, _distributed, _results, _setup, _workdir
 from experiments._plan import Plan, make_plan
 
 
@@ -33,12 +34,15 @@ def main(argv: Sequence[str]) -> None:
     """Trains, resumes, or prints what a finished run found."""
     parser = _cli.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of this run")
+    _distributed.add_arguments(parser)
     arguments = _cli.parse_with_config(parser, argv)
     workdir = pathlib.Path(arguments.workdir)
-    _workdir.check_config(workdir, arguments.config)
-    results = _workdir.read_results(workdir) or train(arguments.config, workdir)
-    if results:
-        print(_results.describe_run(results))
+    with _distributed.joined(arguments):
+        _workdir.check_same(workdir, arguments.config)
+        hosts.together(lambda: _workdir.check_config(workdir, arguments.config))
+        results = _workdir.read_results(workdir) or train(arguments.config, workdir)
+        if results and jax.process_index() == 0:
+            print(_results.describe_run(results))
 
 
 def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict | None:
@@ -56,11 +60,12 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict | No
       NonFiniteError: A loss or gradient that is not finite.
       KeyboardInterrupt: A Ctrl-C, after which the run was saved.
     """
-    plan = make_plan(config)
-    _workdir.write_config(workdir, config)
-    _workdir.write_catalogue(workdir, plan.interactions, plan.split)
+    plan = hosts.together(lambda: make_plan(config))
+    hosts.check_same({"the data's content hash": plan.interactions.content_hash})
     with contextlib.closing(plan.stream), _checkpoints(workdir) as checkpoints:
         state, progress = _start_or_resume(plan, checkpoints)
+        _workdir.write_config(workdir, config)
+        _workdir.write_catalogue(workdir, plan.interactions, plan.split)
         with _logs(workdir, progress.step, plan.schedule.num_steps) as (log, terminal):
             terminal.say(_describe(plan, progress))
             trainer = Trainer(
@@ -107,7 +112,10 @@ def _logs(workdir: pathlib.Path, step: int, num_steps: int) -> Iterator[tuple[Me
 def _start_or_resume(plan: Plan, checkpoints: Checkpoints) -> tuple[State, Progress]:
     restored = checkpoints.restore_latest(plan.like)
     if restored is None:
-        return plan.init(), Progress(plan.interactions.content_hash, plan.stream.get_state())
+        state = plan.init()
+        if plan.config.train.init_from:
+            state = _continue.from_run(plan, state)
+        return state, Progress(plan.interactions.content_hash, plan.stream.get_state())
     state, progress = restored[0], Progress(**restored[1])
     _setup.check_data(plan.interactions, progress.data)
     plan.stream.set_state(progress.input_state)

@@ -6,6 +6,7 @@ python -m experiments.benchmark loss --items=10000,100000,1000000 --plot=loss.sv
 python -m experiments.benchmark step --lengths=64,1024,4096 --plot=step.svg
 python -m experiments.benchmark tune --output=tiles.json
 python -m experiments.benchmark gpu-report --few --output=report
+python -m experiments.benchmark devices --devices=1,2
 
 `COMMAND --help` lists the options. Every measurement is printed as one line of JSON, and all of
 them as a table at the end.
@@ -23,6 +24,7 @@ COMMANDS = {
     "loss": "losses, as the catalogue grows",
     "step": "the training step, as the catalogue and the histories grow",
     "tune": "tiles of the GPU kernels",
+    "devices": "the training step on several devices against one",
     "gpu-report": "on one GPU: attention, and training with it",
 }
 
