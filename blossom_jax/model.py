@@ -1,5 +1,6 @@
 """BlossomRec: an item embedding, post-norm transformer blocks, and scores by the same embedding."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -110,7 +111,8 @@ class BlossomRec(nnx.Module):
         x = self.embedding_norm(sharding.look_up(table, item_ids))
         x = layers.dropout(x, self.config.embedding_dropout, embedding_key)
         for layer, key in zip(self.layers, keys, strict=True):
-            x = layer(x, positions, dropout_key=key, packed=packed)
+            apply = functools.partial(layer, dropout_key=key, packed=packed)
+            x = (jax.checkpoint(apply) if self.config.remat == "block" else apply)(x, positions)
         return x
 
     def scores(self, hidden: Float[Array, "*n M"]) -> Float[Array, "*n items"]:
