@@ -1,6 +1,7 @@
 """Measures speed and memory on this machine, everything in one process and as ratios.
 
 python -m experiments.benchmark throughput --dataset=yelp --json=throughput.jsonl
+python -m experiments.benchmark input --dataset=yelp --plot=input.svg
 python -m experiments.benchmark attention --lengths=1024,4096,16384,65536 --plot=attention.svg
 python -m experiments.benchmark loss --items=10000,100000,1000000 --plot=loss.svg
 python -m experiments.benchmark step --lengths=64,1024,4096 --plot=step.svg
@@ -19,9 +20,10 @@ from collections.abc import Sequence
 
 from experiments import _cli
 
-# Only the command's own module is imported: all but `throughput` need no library of data sets.
+# Only the command's own module is imported: most need no library of data sets.
 COMMANDS = {
     "throughput": "training on packed rows against padded rows",
+    "input": "the input pipeline against the training step",
     "attention": "Blossom attention against dense attention",
     "loss": "losses, as the catalogue grows",
     "step": "the training step, as the catalogue and the histories grow",
