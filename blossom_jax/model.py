@@ -1,5 +1,6 @@
 """BlossomRec: an item embedding, post-norm transformer blocks, and scores by the same embedding."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -110,7 +111,8 @@ class BlossomRec(nnx.Module):
         x = self.embedding_norm(sharding.look_up(table, item_ids))
         x = layers.dropout(x, self.config.embedding_dropout, embedding_key)
         for layer, key in zip(self.layers, keys, strict=True):
-            x = layer(x, positions, dropout_key=key, packed=packed)
+            apply = functools.partial(layer, dropout_key=key, packed=packed)
+            x = (jax.checkpoint(apply) if self.config.remat == "block" else apply)(x, positions)
         return x
 
     def encode_next(
@@ -149,7 +151,8 @@ class BlossomRec(nnx.Module):
         # The GPU's default would round f32 inputs to 10 bits, and so make ties.
         exact = jax.lax.Precision.HIGHEST
         scores = jnp.einsum("...m,vm->...v", hidden.astype(jnp.float32), table, precision=exact)
-        return scores[..., : self.num_items + 1]  # a slice of the table would lie on one device
+        # A slice of the table would be a copy of it, and lie on one device.
+        return scores[..., : self.num_items + 1]
 
 
 def model_maker(config: ModelConfig, num_items: int, seed: int) -> Callable[[], BlossomRec]:

@@ -30,6 +30,7 @@ from blossom_jax.data.pipeline import TrainStream
 from blossom_jax.data.train_batches import TrainBatches
 from blossom_jax.data.windows import training_windows
 from blossom_jax.errors import UserError
+from blossom_jax.losses import make_loss
 from blossom_jax.trainer import on_devices
 from experiments import _setup
 from experiments.benchmark import measure, training
@@ -99,7 +100,7 @@ def _calls(
     step = training.make_step(
         _setup.model_maker(config, interactions.num_items),
         _setup.make_optimizer(config, num_steps=10_000),
-        loss_chunk=config.train.loss_chunk,
+        make_loss(_setup.loss_config(config), num_items=interactions.num_items, mesh=mesh),
         seed=config.seed,
     )
     calls = {
