@@ -1,5 +1,6 @@
 """BlossomRec: an item embedding, post-norm transformer blocks, and scores by the same embedding."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -110,8 +111,32 @@ class BlossomRec(nnx.Module):
         x = self.embedding_norm(sharding.look_up(table, item_ids))
         x = layers.dropout(x, self.config.embedding_dropout, embedding_key)
         for layer, key in zip(self.layers, keys, strict=True):
-            x = layer(x, positions, dropout_key=key, packed=packed)
+            apply = functools.partial(layer, dropout_key=key, packed=packed)
+            x = (jax.checkpoint(apply) if self.config.remat == "block" else apply)(x, positions)
         return x
+
+    def encode_next(
+        self, item_ids: Int[Array, "B L"], positions: Int[Array, "B L"]
+    ) -> Float[Array, "B M"]:
+        """Encodes each history into the hidden state that scores what comes next.
+
+        What follows the last attention is done for the last events alone.
+
+        Args:
+          item_ids: One history a row, from the row's first token on.
+          positions: 0, 1, ..., and -1 at padding.
+
+        Returns:
+          What `scores` takes. That of a row without tokens means nothing.
+        """
+        *before, layer = self.layers
+        x = self.embedding_norm(sharding.look_up(self.item_embedding.embedding[...], item_ids))
+        for each in before:
+            x = each(x, positions, packed=False)
+        attended = layer.attention(x, positions, packed=False)
+        last = jnp.maximum(jnp.sum(positions >= 0, axis=1) - 1, 0)[:, None, None]
+        x, attended = (jnp.take_along_axis(a, last, axis=1) for a in (x, attended))
+        return layer.finish(x, attended)[:, 0]
 
     def scores(self, hidden: Float[Array, "*n M"]) -> Float[Array, "*n items"]:
         """Scores every item as the next one.
