@@ -72,6 +72,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.every_epochs = 1
     config.eval.every_steps = 0  # if set, it counts instead of every_epochs
     config.eval.batch_users = 128
+    config.eval.chunk_items = 32768  # items scored at once; bounds memory, changes no rank
     config.eval.metric = "full/ndcg@10"  # of validation: chooses the checkpoint, stops early
     config.eval.ks = (1, 5, 10, 20)
     config.eval.num_negatives = 100

@@ -14,7 +14,7 @@ from blossom_jax import memory, popularity, sharding
 from blossom_jax.data import Interactions, Split
 from blossom_jax.data.pipeline import TrainStream
 from blossom_jax.errors import UserError
-from blossom_jax.evaluate import Evaluator, last_scores
+from blossom_jax.evaluate import Evaluator, encode_last
 from blossom_jax.losses import make_loss
 from blossom_jax.losses.negatives import cumulative_counts
 from blossom_jax.train_step import (
@@ -84,7 +84,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     counts = popularity.item_counts(interactions, split) if loss_config.by_popularity else None
     compiled = _compile(step, like, config, mesh, counts)
     evaluator = _evaluation.make_evaluator(
-        config, last_scores(graphdef), interactions.num_items, mesh
+        config, encode_last(graphdef), interactions.num_items, mesh
     )
     moments = memory.shard_bytes(like) - memory.shard_bytes(like["params"])
     for evaluation in (valid, test):
