@@ -11,20 +11,8 @@ from jaxtyping import Int
 from blossom_jax.coverage import NOWHERE
 from blossom_jax.data.interactions import Interactions
 from blossom_jax.data.ragged import ragged_arange
-from blossom_jax.data.split import Split, Targets
+from blossom_jax.data.split import Split, Targets, item_counts
 from blossom_jax.evaluate import Ranks
-
-
-def item_counts(interactions: Interactions, split: Split) -> Int[np.ndarray, "items"]:
-    """Counts how often each item occurs in what is trained on.
-
-    Returns:
-      int64[num_items + 1]; item k at k, 0 at 0.
-    """
-    begin = interactions.offsets[:-1]
-    user, event = ragged_arange(split.train_end - begin)
-    trained = interactions.items[begin[user] + event]
-    return np.bincount(trained, minlength=interactions.num_items + 1)
 
 
 def popularity_ranks(
