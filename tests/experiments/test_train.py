@@ -173,6 +173,21 @@ def test_evaluating_again_gives_the_same(whole):
     assert measured["popularity"] == results_of(workdir)["popularity"]
 
 
+def test_evaluating_again_with_less_of_each_history_and_out_of_order(whole):
+    workdir, _ = whole
+    test = results_of(workdir)["test"]
+    measured = evaluate.perturbed(workdir, "test", [2, 8, 999])
+    rows = measured["rows"]
+    assert [row["last"] for row in rows] == [2, 8, 16]  # the model sees 16 events at most
+    assert rows[0]["changed"] > rows[1]["changed"] > rows[2]["changed"] > 0
+    # The next item is one place along the ring, which the last event tells.
+    assert rows[0]["full/ndcg@10"] > 0.5 * rows[2]["full/ndcg@10"] > 0
+    assert rows[2] | test == rows[2] | {name: test[name] for name in test}
+    shuffled = evaluate.perturbed(workdir, "test", [])["rows"]
+    assert shuffled[0]["full/ndcg@10"] == test["full/ndcg@10"]
+    assert max(row["full/ndcg@10"] for row in shuffled[1:]) < 0.7 * test["full/ndcg@10"]
+
+
 def test_another_config_is_refused_with_both_values(whole, log):
     with pytest.raises(UserError, match="train.learning_rate is 0.001 there and 0.5 here") as error:
         train.main(flags(log, whole[0], train__learning_rate=0.5))
