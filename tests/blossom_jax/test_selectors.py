@@ -1,5 +1,7 @@
 """What chooses blocks, or does without: rules, causality, packing, and the number of keys."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,7 +133,8 @@ def test_mean_keys_average_complete_blocks():
 def test_summaries_are_averages_of_what_lies_before_the_window(num_summaries):
     q, k, v, positions = heads()
     sizes = {"block_size": BLOCK, "num_selected": NUM_SELECTED}
-    out = summary_attention(q, k, v, positions, num_summaries=num_summaries, **sizes)
+    attend = jax.jit(partial(summary_attention, num_summaries=num_summaries, **sizes))
+    out = attend(q, k, v, positions)
     i = 39
     begin = 36 - (16 - num_summaries)  # the own block begins at 36
     edges = np.arange(num_summaries + 1) * begin // num_summaries
@@ -156,22 +159,18 @@ def test_summaries_are_averages_of_what_lies_before_the_window(num_summaries):
 
 def test_gates_that_are_not_learned_weigh_the_paths_alike():
     x, positions = batch(lengths=(20,))
-    outputs = {}
-    for gate in ("sum", "average"):
-        config = ModelConfig(**SIZES, gate=gate)
-        module = make_attention(config, rngs=nnx.Rngs(0))
+    # A learned gate that starts wide open is the sum.
+    config = ModelConfig(**SIZES, gate_bias_ltis=20.0, gate_bias_stis=20.0)
+    learned = make_attention(config, rngs=nnx.Rngs(0))
+    want = np.asarray(jax.jit(learned)(x, positions))
+    assert np.abs(want).max() > 1e-5
+    for gate, weight in (("sum", 1), ("average", 0.5)):
+        module = make_attention(ModelConfig(**SIZES, gate=gate), rngs=nnx.Rngs(1))
         assert not hasattr(module, "gate")
-        outputs[gate] = jax.jit(module)(x, positions)
-    np.testing.assert_allclose(outputs["sum"], 2 * outputs["average"], rtol=1e-5, atol=1e-9)
-    paths = {}
-    for attention in ("ltis", "stis"):
-        path = make_attention(ModelConfig(**SIZES, attention=attention), rngs=nnx.Rngs(0))
-        for part in ("qkv", "out"):
-            nnx.update(getattr(path, part), nnx.state(getattr(module, part)))
-        if attention == "ltis":
-            nnx.update(path.compressor, nnx.state(module.compressor))
-        paths[attention] = jax.jit(path)(x, positions)
-    np.testing.assert_allclose(outputs["sum"], paths["ltis"] + paths["stis"], rtol=1e-4, atol=1e-9)
+        for part in ("qkv", "compressor", "out"):
+            nnx.update(getattr(module, part), nnx.state(getattr(learned, part)))
+        out = jax.jit(module)(x, positions)
+        np.testing.assert_allclose(out, weight * want, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize(
