@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from blossom_jax import layers, selectors
+from blossom_jax import layers, selectors, sharding
 from blossom_jax.compression import KeyCompressor, mean_keys
 from blossom_jax.config import SCORED, SUMMARIES, ModelConfig
 from blossom_jax.summary_attention import summary_attention
@@ -99,13 +99,8 @@ class BlossomAttention(nnx.Module):
             long_term = self._long_term(q, k, v, positions)
             short_term = self._short_term(q, k, v, positions)
             return (gate[..., :1] * long_term + gate[..., 1:] * short_term).astype(q.dtype)
-        return blossom_attention(
-            q,
-            k,
-            v,
-            self._summary_keys(k, positions),
-            gate,
-            positions,
+        attend = functools.partial(
+            blossom_attention,
             window=self.config.window,
             mask_own_block=self._mask_own_block,
             selection_gradient=self.config.selection_gradient,
@@ -113,47 +108,44 @@ class BlossomAttention(nnx.Module):
             **self._selection_sizes,
             **self._causal_and_implementation,
         )
+        summary_keys = self._summary_keys(k, positions)
+        return sharding.by_rows(attend)(q, k, v, summary_keys, gate, positions)
 
     def _long_term(self, q, k, v, positions):
-        if summaries := SUMMARIES.get(self.config.selector):
-            return summary_attention(
-                q, k, v, positions, num_summaries=summaries, **self._selection_sizes
+        if number := SUMMARIES.get(self.config.selector):
+            summarize = functools.partial(
+                summary_attention, num_summaries=number, **self._selection_sizes
             )
-        slots, probability = self._select(q, k, positions)
-        return selected_attention(
-            q,
-            k,
-            v,
-            slots,
-            probability,
-            positions,
+            return sharding.by_rows(summarize)(q, k, v, positions)
+        attend = functools.partial(
+            selected_attention,
             block_size=self.config.selection_block_size,
             selection_gradient=self.config.selection_gradient,
             **self._causal_and_implementation,
         )
+        selected = self._select(q, k, positions)
+        return sharding.by_rows(attend)(q, k, v, *selected, positions)
 
     def _select(self, q, k, positions):
         if self.config.selector not in SCORED:
-            return selectors.select_by_rule(q, k, positions, self.config)
-        return block_selection(
-            q,
-            self._summary_keys(k, positions),
-            positions,
+            select = functools.partial(selectors.select_by_rule, config=self.config)
+            return sharding.by_rows(select)(q, k, positions)
+        select = functools.partial(
+            block_selection,
             mask_own_block=self._mask_own_block,
             **self._selection_sizes,
             **self._causal_and_implementation,
         )
+        return sharding.by_rows(select)(q, self._summary_keys(k, positions), positions)
 
     def _short_term(self, q, k, v, positions):
-        return power_attention(
-            q,
-            k,
-            v,
-            positions,
+        attend = functools.partial(
+            power_attention,
             window=self.config.window,
             max_history=self.config.max_length,
             **self._causal_and_implementation,
         )
+        return sharding.by_rows(attend)(q, k, v, positions)
 
     def _summary_keys(self, k, positions):
         if self.config.selector == "mean":

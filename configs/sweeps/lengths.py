@@ -10,7 +10,7 @@ many tokens a step, packed from more or fewer histories.
 
 def get_sweep() -> dict:
     """Returns the sweep."""
-    rows = {}
+    rows: dict[str, dict] = {}
     for length in (50, 100, 200, 500, 1000, 2000):
         sizes = {
             "model.max_length": length,
