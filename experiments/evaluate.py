@@ -68,7 +68,7 @@ class Asked(NamedTuple):
     split: data.Split
     part: str
     mesh: jax.sharding.Mesh
-    score: Callable
+    encode: Callable
     params: Any
     title: str
 
@@ -158,7 +158,7 @@ def _open(directory: pathlib.Path, part: str, step: int | None, overrides: Seque
         f"{interactions.name}: {part} of {config.model.attention} attention after step "
         f"{model.step:,}"
     )
-    return Asked(config, interactions, split, part, model.mesh, *_scores(model), title)
+    return Asked(config, interactions, split, part, model.mesh, *_encoder(model), title)
 
 
 def _prepare(
@@ -168,17 +168,19 @@ def _prepare(
     evaluation = _evaluation.Evaluation(
         config, log, asked.split, asked.part, asked.mesh, with_coverage=with_coverage
     )
-    evaluator = _evaluation.make_evaluator(config, asked.score, log.num_items, asked.mesh)
+    evaluator = _evaluation.make_evaluator(config, asked.encode, log.num_items, asked.mesh)
     evaluation.prepare(evaluator, asked.params)
     return evaluation, evaluator
 
 
-def _scores(model: TrainedModel) -> tuple[Callable, Any]:
-    """Returns the function that scores a batch, and its parameters on the devices."""
+def _encoder(model: TrainedModel) -> tuple[Callable, Any]:
+    """Returns what `Evaluator` ranks by, and its parameters on the devices."""
     if not trained_model.is_export(model.directory):
-        return ranking.last_scores(model.graphdef), model.params
+        return ranking.encode_last(model.graphdef), model.params
     score, params = serving.last_scores(model.directory)
-    return score, jax.device_put(params, sharding.replicated(model.mesh))
+    return lambda params, batch: (score(params, batch), None), jax.device_put(
+        params, sharding.replicated(model.mesh)
+    )
 
 
 def _with_config(model: TrainedModel, config: ml_collections.ConfigDict) -> TrainedModel:
