@@ -10,20 +10,8 @@ from jaxtyping import Int
 
 from blossom_jax.coverage import NOWHERE
 from blossom_jax.data.interactions import Interactions
-from blossom_jax.data.split import Split, Targets
+from blossom_jax.data.split import Split, Targets, item_counts
 from blossom_jax.evaluate import Ranks
-
-
-def item_counts(interactions: Interactions, split: Split) -> Int[np.ndarray, "items"]:
-    """Counts how often each item occurs in what is trained on.
-
-    Returns:
-      int64[num_items + 1]; item k at k, 0 at 0.
-    """
-    counts = np.zeros(interactions.num_items + 1, np.int64)
-    for _, items in interactions.stretches(interactions.offsets[:-1], split.train_end):
-        counts += np.bincount(items, minlength=len(counts))
-    return counts
 
 
 def popularity_ranks(

@@ -106,9 +106,22 @@ def parse_with_config(parser: ArgumentParser, argv: Sequence[str]) -> argparse.N
     )
     arguments, rest = parser.parse_known_args(argv)
     arguments.config = load_config(arguments.config)
-    for key, text in _overrides(rest):
-        override(arguments.config, key, text)
+    apply_overrides(arguments.config, rest)
     return arguments
+
+
+def apply_overrides(config: ml_collections.ConfigDict, rest: Sequence[str]) -> None:
+    """Sets what `--config.key=value` or `--config.key value` say.
+
+    Args:
+      config: Its values are changed.
+      rest: Arguments that a parser left.
+
+    Raises:
+      UserError: An unknown argument or key, or a value of the wrong type.
+    """
+    for key, text in _overrides(rest):
+        override(config, key, text)
 
 
 def load_config(path: str) -> ml_collections.ConfigDict:

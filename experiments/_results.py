@@ -37,8 +37,7 @@ def table(
       by_length: From `buckets.by_length`.
       by_popularity: From `buckets.by_popularity`.
     """
-    ks = [int(name.partition("@")[2]) for name in model if "@" in name]
-    k = _HEADLINE if _HEADLINE in ks else max(ks)
+    k = headline(model)
     rows = [("", "BlossomRec", "popularity", "ratio")]
     for name in (name for name in model if name.endswith(f"@{k}")):
         # An estimate can be near 0, or below: a ratio of estimates would say nothing.
@@ -48,7 +47,13 @@ def table(
 
     lengths = _by_bucket("history length", "length", by_length, k)
     counts = _by_bucket("target trained on", "count", by_popularity, k)
-    return "\n".join([title, "", *_align(rows), "", *_align(lengths), "", *_align(counts)])
+    return "\n".join([title, "", *align(rows), "", *align(lengths), "", *align(counts)])
+
+
+def headline(metrics: dict[str, float]) -> int:
+    """Returns where the metrics that are shown are cut off: at 10 if that was measured."""
+    ks = [int(name.partition("@")[2]) for name in metrics if "@" in name]
+    return _HEADLINE if _HEADLINE in ks else max(ks)
 
 
 def _by_bucket(title, name, buckets, k):
@@ -59,7 +64,8 @@ def _by_bucket(title, name, buckets, k):
         yield values, f"{bucket['num_users']:,}", *(f"{bucket[metric]:.4f}" for metric in shown)
 
 
-def _align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+def align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yields rows of cells as lines: the first column to the left, the others to the right."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *others in rows:

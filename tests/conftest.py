@@ -17,6 +17,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 # The shapes that these modules name are checked whenever a test calls them.
 _ARRAY_MODULES = ("attention", "compression", "layers", "model", "metrics", "evaluate")
+_ARRAY_MODULES += ("selectors", "summary_attention")
 _ARRAY_MODULES += ("popularity", "coverage", "buckets", "data.ragged", "data.packing")
 _ARRAY_MODULES += ("data.windows", "data.split", "incremental", "incremental_recommender")
 _ARRAY_MODULES += ("losses.cross_entropy", "losses.sampled", "losses.negatives", "losses.objective")

@@ -176,6 +176,36 @@ def test_evaluating_again_gives_the_same(whole):
     assert measured["popularity"] == results_of(workdir)["popularity"]
 
 
+def test_evaluating_again_with_less_of_each_history_and_out_of_order(whole):
+    workdir, _ = whole
+    test = results_of(workdir)["test"]
+    measured = evaluate.perturbed(workdir, "test", lengths=[2, 8, 999])
+    rows = measured["rows"]
+    assert [row["last"] for row in rows] == [2, 8, 16]  # the model sees 16 events at most
+    assert rows[0]["changed"] > rows[1]["changed"] > rows[2]["changed"] > 0
+    # The next item is one place along the ring, which the last event tells.
+    assert rows[0]["full/ndcg@10"] > 0.5 * rows[2]["full/ndcg@10"] > 0
+    assert {name: rows[2][name] for name in test if "coverage" not in name} == {
+        name: value for name, value in test.items() if "coverage" not in name
+    }
+    shuffled = evaluate.perturbed(workdir, "test", lengths=[])["rows"]
+    assert shuffled[0]["full/ndcg@10"] == test["full/ndcg@10"]
+    assert max(row["full/ndcg@10"] for row in shuffled[1:]) < 0.7 * test["full/ndcg@10"]
+
+
+def test_a_run_can_be_evaluated_with_another_selector(whole):
+    # With all blocks chosen it does not matter who chooses; and none but the model's own counts.
+    every = "--config.model.num_selected_blocks=8"
+    found = [
+        evaluate.evaluate(whole[0], "test", overrides=[every, f"--config.model.selector={name}"])
+        for name in ("compressor", "recent")
+    ]
+    assert found[0]["model"] == pytest.approx(found[1]["model"], rel=1e-3)
+    assert found[0]["model"]["full/ndcg@10"] > found[0]["popularity"]["full/ndcg@10"]
+    with pytest.raises(UserError, match="shape .* in the run, and .* choose values that leave it"):
+        evaluate.evaluate(whole[0], "test", overrides=["--config.model.hidden_size=32"])
+
+
 def test_another_config_is_refused_with_both_values(whole, log):
     with pytest.raises(UserError, match="train.learning_rate is 0.001 there and 0.5 here") as error:
         train.main(flags(log, whole[0], train__learning_rate=0.5))
