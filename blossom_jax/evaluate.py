@@ -54,9 +54,7 @@ def last_scores(graphdef: nnx.GraphDef) -> Callable[[Params, Batch], Float[Array
 
     def score(params, batch):
         model = nnx.merge(graphdef, params)
-        hidden = model(batch["item_ids"], batch["positions"], packed=False)  # [b, l, M]
-        last = jnp.take_along_axis(hidden, batch["last"][:, None, None], axis=1)[:, 0]
-        return model.scores(last)
+        return model.scores(model.encode_next(batch["item_ids"], batch["positions"]))
 
     return score
 

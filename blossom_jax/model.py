@@ -1,4 +1,7 @@
-"""BlossomRec: an item embedding, post-norm transformer blocks, and scores by the same embedding."""
+"""BlossomRec: an item embedding, blocks of attention, and scores by the same embedding.
+
+The baselines are the same model with another block, another attention or another objective.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,45 +9,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from blossom_jax import layers
-from blossom_jax.attention import make_attention
+from blossom_jax.baselines.masking import append_mask
+from blossom_jax.blocks import BLOCK_TYPES, make_block
 from blossom_jax.config import ModelConfig
 
-__all__ = ["BlossomRec", "EncoderLayer", "ModelConfig", "num_params"]
+__all__ = ["BlossomRec", "ModelConfig", "num_params"]
 
 _TABLE_ROWS_MULTIPLE = 128  # the table splits evenly over any number of devices up to this
-
-
-class EncoderLayer(nnx.Module):
-    """One post-norm transformer block."""
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        self.attention = make_attention(config, rngs=rngs)
-        self.dense = layers.linear(config.hidden_size, config.hidden_size, config, rngs=rngs)
-        self.attention_norm = layers.LayerNorm(config, rngs=rngs)
-        self.feed_forward = layers.FeedForward(config, rngs=rngs)
-        self.feed_forward_norm = layers.LayerNorm(config, rngs=rngs)
-
-    def __call__(
-        self,
-        x: Float[Array, "B L M"],
-        positions: Int[Array, "B L"],
-        *,
-        dropout_key: PRNGKeyArray | None = None,
-        packed: bool = True,
-    ) -> Float[Array, "B L M"]:
-        """Mixes the tokens of each sequence, then maps every token alone.
-
-        Args:
-          x: Activations.
-          positions: int32, position of each token inside its own sequence, -1 at padding.
-          dropout_key: None drops nothing.
-          packed: Whether a row may hold several sequences, see `DenseAttention`.
-        """
-        rate, keys = self.config.dropout, layers.split_key(dropout_key, 2)
-        attended = self.dense(self.attention(x, positions, packed=packed))
-        y = self.attention_norm(x + layers.dropout(attended, rate, keys[0]))
-        return self.feed_forward_norm(y + layers.dropout(self.feed_forward(y), rate, keys[1]))
 
 
 class BlossomRec(nnx.Module):
@@ -60,13 +31,16 @@ class BlossomRec(nnx.Module):
         """
         self.config = config
         self.num_items = num_items
+        normalizes, hidden = BLOCK_TYPES[config.block].normalizes, config.hidden_size
         # Surplus rows are never read.
-        rows = -(-(num_items + 1) // _TABLE_ROWS_MULTIPLE) * _TABLE_ROWS_MULTIPLE
-        self.item_embedding = nnx.Embed(
-            rows, config.hidden_size, embedding_init=layers.WEIGHT_INIT, rngs=rngs
-        )
-        self.embedding_norm = layers.LayerNorm(config, rngs=rngs)
-        self.layers = nnx.List([EncoderLayer(config, rngs=rngs) for _ in range(config.num_layers)])
+        rows = -(-self._embedded // _TABLE_ROWS_MULTIPLE) * _TABLE_ROWS_MULTIPLE
+        self.item_embedding = _embedding(rows, hidden, rngs)
+        self.embedding_norm = layers.LayerNorm(config, rngs=rngs) if normalizes == "input" else None
+        self.layers = nnx.List([make_block(config, rngs=rngs) for _ in range(config.num_layers)])
+        self.output_norm = layers.LayerNorm(config, rngs=rngs) if normalizes == "output" else None
+        learned, masked = config.positions == "learned", config.objective == "masked"
+        self.position_embedding = _embedding(config.max_length, hidden, rngs) if learned else None
+        self.head = layers.linear(hidden, hidden, config, rngs=rngs) if masked else None
 
     def __call__(
         self,
@@ -89,11 +63,54 @@ class BlossomRec(nnx.Module):
           Hidden states in the config's dtype. Those at padding mean nothing.
         """
         embedding_key, *keys = layers.split_key(dropout_key, 1 + self.config.num_layers)
-        x = self.embedding_norm(self.item_embedding(item_ids))
+        x = self._embed(item_ids, positions)
         x = layers.dropout(x, self.config.embedding_dropout, embedding_key)
         for layer, key in zip(self.layers, keys, strict=True):
             x = layer(x, positions, dropout_key=key, packed=packed)
+        if self.output_norm is not None:
+            x = self.output_norm(x)
+        if self.head is not None:
+            x = layers.exact_gelu(self.head(x))
         return x
+
+    def _embed(self, item_ids, positions):
+        """Looks items and positions up: [B, L, M]."""
+        x = self.item_embedding(item_ids)
+        if self.embedding_norm is None:
+            x *= self.config.hidden_size**0.5  # as SASRec and HSTU do
+        if self.position_embedding is not None:
+            x += self.position_embedding(jnp.maximum(positions, 0))
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        return x.astype(self.config.compute_dtype)
+
+    def encode_next(
+        self, item_ids: Int[Array, "B L"], positions: Int[Array, "B L"]
+    ) -> Float[Array, "B M"]:
+        """Encodes each history into the hidden state that predicts what comes next.
+
+        Args:
+          item_ids: One history a row, from the row's first token on.
+          positions: 0, 1, ..., and -1 at padding; at most `config.history_length` tokens a row.
+
+        Returns:
+          What `scores` takes. That of a row without tokens means nothing.
+        """
+        if self.config.objective == "masked":
+            item_ids, positions = append_mask(item_ids, positions, self.mask_id)
+        hidden = self(item_ids, positions, packed=False)
+        last = jnp.maximum(jnp.sum(positions >= 0, axis=1) - 1, 0)
+        return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+
+    @property
+    def mask_id(self) -> int:
+        """The row of the item table that stands for a hidden event."""
+        return self.num_items + 1
+
+    @property
+    def _embedded(self) -> int:
+        """Counts the rows of the item table that have a meaning."""
+        return self.num_items + 1 + (self.config.objective == "masked")
 
     def scores(self, hidden: Float[Array, "*n M"]) -> Float[Array, "*n items"]:
         """Scores every item as the next one.
@@ -110,8 +127,12 @@ class BlossomRec(nnx.Module):
         return jnp.einsum("...m,vm->...v", hidden.astype(jnp.float32), table, precision=exact)
 
 
+def _embedding(rows: int, width: int, rngs: nnx.Rngs) -> nnx.Embed:
+    return nnx.Embed(rows, width, embedding_init=layers.WEIGHT_INIT, rngs=rngs)
+
+
 def num_params(model: BlossomRec) -> int:
     """Counts parameters, without the surplus rows of the item table."""
     table = model.item_embedding.embedding
-    surplus = (table.shape[0] - model.num_items - 1) * table.shape[1]
+    surplus = (table.shape[0] - model._embedded) * table.shape[1]
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) - surplus

@@ -8,6 +8,7 @@ import optax
 from flax import nnx
 
 from blossom_jax import sharding
+from blossom_jax.baselines.masking import hide_events
 from blossom_jax.losses import full_cross_entropy
 
 State = dict  # {"params": nnx.State, "opt_state": optax.OptState, "step": int32[]}
@@ -80,6 +81,7 @@ def make_train_step(
     *,
     num_items: int,
     loss_chunk: int,
+    mask_probability: float = 0.0,
     packed: bool = True,
 ) -> jax.stages.Wrapped:
     """Returns the jitted step `(state, batch, seed) -> (state, metrics)`.
@@ -98,18 +100,30 @@ def make_train_step(
       like: The state as ShapeDtypeStructs with the shardings that it keeps.
       num_items: V, size of the catalogue.
       loss_chunk: Tokens whose logits exist at once.
+      mask_probability: Of each event to be hidden, for a model with `objective="masked"`; its
+        targets are what is hidden, and the batch's are not read.
       packed: Whether a row may hold several histories, see `BlossomRec`.
     """
 
     def mean_loss(params, batch, key):
         model = nnx.merge(graphdef, params)
-        hidden = model(  # [B, L, M]
-            batch["item_ids"], batch["positions"], dropout_key=key, packed=packed
+        item_ids, positions, targets = (
+            batch[name] for name in ("item_ids", "positions", "targets")
         )
+        if model.config.objective == "masked":
+            key, mask_key = jax.random.split(key)
+            item_ids, targets = hide_events(
+                item_ids,
+                positions,
+                mask_key,
+                probability=mask_probability,
+                mask_id=model.mask_id,
+            )
+        hidden = model(item_ids, positions, dropout_key=key, packed=packed)  # [B, L, M]
         loss_sum, count = full_cross_entropy(
             hidden.reshape(-1, hidden.shape[-1]),
             model.item_embedding.embedding[...],
-            batch["targets"].reshape(-1),
+            targets.reshape(-1),
             num_items=num_items,
             chunk=loss_chunk,
             mesh=mesh,

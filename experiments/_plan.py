@@ -39,6 +39,7 @@ class Plan(NamedTuple):
     like: State  # described
     init: Callable[[], State]
     step: Callable[[State, dict], tuple[State, dict]]
+    step_bytes: int  # that the step holds at once on one device
     valid: _evaluation.Evaluation
     test: _evaluation.Evaluation
     evaluator: Evaluator
@@ -57,11 +58,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         raise UserError(f"seed must lie in [0, 2**32), got {config.seed}")
     if config.train.loss_chunk < 1:
         raise UserError(f"train.loss_chunk must be at least 1, got {config.train.loss_chunk}")
-    if config.train.target == "all" and not config.model.causal:
-        raise UserError(
-            "model.causal=false would show every token the item that it is to predict: "
-            "train.target must be 'last' then, not 'all'"
-        )
+    _setup.check_objective(config)
     interactions, split = _setup.load_data(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     sharding.check_batch(config.train.batch_rows, mesh)
@@ -83,8 +80,9 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         like,
         num_items=interactions.num_items,
         loss_chunk=config.train.loss_chunk,
+        mask_probability=config.train.mask_probability,
     )
-    compiled = _compile(step, like, config, mesh)
+    compiled, step_bytes = _compile(step, like, config, mesh)
     evaluator = _evaluation.make_evaluator(config, graphdef, interactions.num_items, mesh)
     moments = memory.shard_bytes(like) - memory.shard_bytes(like["params"])
     for evaluation in (valid, test):
@@ -100,14 +98,19 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         like,
         lambda: init_state(make_model, optimizer, like),
         compiled,
+        step_bytes,
         valid,
         test,
         evaluator,
     )
 
 
-def _compile(step: jax.stages.Wrapped, like: State, config, mesh) -> Callable:
-    """Compiles the step for the only shapes that there are; refuses one that does not fit."""
+def _compile(step: jax.stages.Wrapped, like: State, config, mesh) -> tuple[Callable, int]:
+    """Compiles the step for the only shapes that there are; refuses one that does not fit.
+
+    Returns:
+      The step, and the bytes that it needs on one device.
+    """
     shape = config.train.batch_rows, config.data.row_length
     devices = list(mesh.devices.flat)
     rows_per_device = config.train.batch_rows // mesh.shape[sharding.DATA]
@@ -127,5 +130,6 @@ def _compile(step: jax.stages.Wrapped, like: State, config, mesh) -> Callable:
     }
     seed = jax.device_put(np.uint32(config.seed), sharding.replicated(mesh))
     compiled = step.lower(like, batch, seed).compile()
-    memory.check_fits("a training step", memory.program_bytes(compiled), devices, lower=lower)
-    return lambda state, batch: compiled(state, batch, seed)
+    needed = memory.program_bytes(compiled)
+    memory.check_fits("a training step", needed, devices, lower=lower)
+    return lambda state, batch: compiled(state, batch, seed), needed

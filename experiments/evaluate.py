@@ -59,7 +59,7 @@ def evaluate(workdir: pathlib.Path, part: str) -> dict:
         raise UserError(f"{workdir} holds no whole checkpoint of step {progress['best_step']}")
     ranks = evaluation.rank(evaluator, params)
     return {
-        "title": f"{interactions.name}: {part} of {config.model.attention} attention after step "
+        "title": f"{interactions.name}: {part} of {_setup.model_config(config).name} after step "
         f"{progress['best_step']:,}",
         "model": evaluation.summarize(ranks),
         "popularity": evaluation.popularity(),

@@ -118,7 +118,7 @@ def _describe(plan: Plan, progress: Progress) -> str:
     return (
         f"{begun}{log.name}: {log.num_users:,} users, {log.num_items:,} items, {log.num_events:,} "
         f"events; {plan.split.card['rule']}, {len(plan.split.valid.users):,} users in validation, "
-        f"{len(plan.split.test.users):,} in test. {config.model.attention} attention, "
+        f"{len(plan.split.test.users):,} in test. {_setup.model_config(config).name}, "
         f"{_count_params(plan):,} parameters, on {_devices(plan.mesh)}. Rows of "
         f"{config.data.row_length} tokens, {plan.stream.fill:.1%} full; {config.train.batch_rows} "
         f"rows a step, {plan.stream.steps_per_epoch:,} steps an epoch, {plan.schedule.num_steps:,} "
@@ -129,27 +129,21 @@ def _describe(plan: Plan, progress: Progress) -> str:
 def _test(plan: Plan, params: nnx.State, progress: Progress) -> dict:
     """Asks the test questions, once; returns what stands in results.json."""
     ranks = plan.test.rank(plan.evaluator, params)
-    return {
-        "dataset": plan.interactions.name,
-        "model": plan.config.model.attention,
-        "num_users": plan.interactions.num_users,
-        "num_items": plan.interactions.num_items,
-        "num_params": _count_params(plan),
-        "steps": progress.step,
-        "best_step": progress.best_step,
-        "seed": plan.config.seed,
-        "jax": jax.__version__,
-        "device": _devices(plan.mesh),
-        "commit": _workdir.git_commit(),
-        "train_seconds": progress.train_seconds,
-        "valid": progress.best_metrics,
-        "test": plan.test.summarize(ranks),
-        "test_by_length": plan.test.by_length(ranks),
-        "test_by_popularity": plan.test.by_popularity(ranks),
-        "popularity": plan.test.popularity(),
-        "protocol": plan.split.card,
-        "data": plan.interactions.card,
-    }
+    return _results.of_run(
+        plan.config,
+        plan.interactions,
+        plan.split,
+        plan.mesh,
+        plan.test,
+        ranks,
+        model=_setup.model_config(plan.config).name,
+        num_params=_count_params(plan),
+        step_bytes=plan.step_bytes,
+        steps=progress.step,
+        best_step=progress.best_step,
+        train_seconds=progress.train_seconds,
+        valid=progress.best_metrics,
+    )
 
 
 def _count_params(plan: Plan) -> int:
