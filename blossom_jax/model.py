@@ -3,6 +3,8 @@
 The baselines are the same model with another block, another attention or another objective.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,7 +15,7 @@ from blossom_jax.baselines.masking import append_mask
 from blossom_jax.blocks import BLOCK_TYPES, make_block
 from blossom_jax.config import ModelConfig
 
-__all__ = ["BlossomRec", "ModelConfig", "num_params"]
+__all__ = ["BlossomRec", "ModelConfig", "model_maker", "num_params"]
 
 _TABLE_ROWS_MULTIPLE = 128  # the table splits evenly over any number of devices up to this
 
@@ -125,6 +127,17 @@ class BlossomRec(nnx.Module):
         # The GPU's default would round f32 inputs to 10 bits, and so make ties.
         exact = jax.lax.Precision.HIGHEST
         return jnp.einsum("...m,vm->...v", hidden.astype(jnp.float32), table, precision=exact)
+
+
+def model_maker(config: ModelConfig, num_items: int, seed: int) -> Callable[[], BlossomRec]:
+    """Returns a function that builds the model with its initial parameters.
+
+    Args:
+      config: Sizes and switches.
+      num_items: V, size of the catalogue.
+      seed: Of the initial parameters.
+    """
+    return lambda: BlossomRec(config, num_items, rngs=nnx.Rngs(seed))
 
 
 def _embedding(rows: int, width: int, rngs: nnx.Rngs) -> nnx.Embed:
