@@ -88,7 +88,7 @@ def read_prefixes(
         """`earlier` [B, H, D, D] sums k v^T over the sequence that reaches into this chunk."""
         q, k, v, start, index = chunk
         same = _same_sequence(start, index, with_itself)
-        near = jnp.einsum("bihd,bjhd,bij->bhij", q, k, same)
+        near = jnp.where(same[:, None], jnp.einsum("bihd,bjhd->bhij", q, k), 0)
         read = jnp.einsum("bhij,bjhd->bihd", near, v)
         reaches = (start < index[0])[..., None, None].astype(q.dtype)
         read += jnp.einsum("bihd,bhde->bihe", q, earlier.astype(q.dtype)) * reaches
