@@ -17,7 +17,7 @@ import ml_collections
 
 from blossom_jax import evaluate, sharding
 from blossom_jax.baselines.rankers import make_rankers
-from experiments import _cli, _evaluation, _results, _setup, _workdir
+from experiments import _cli, _evaluation, _record, _results, _setup, _workdir
 
 
 def main(argv: Sequence[str]) -> None:
@@ -61,7 +61,7 @@ def measure(config: ml_collections.ConfigDict) -> dict[str, dict]:
             )
             params = jax.device_put(ranker.params, sharding.replicated(mesh))
             ranks[part] = evaluation.rank(evaluator, params, extend=ranker.extend)
-        found[name] = _results.of_run(
+        found[name] = _record.make_record(
             config,
             interactions,
             split,
