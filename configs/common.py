@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.block = "post_norm"  # | "pre_norm" | "hstu" | "plain" (nothing around attention)
     config.model.attention = "blossom"  # | "ltis" | "stis" (one path alone) | "dense"
     # | "dense_gated" (dense instead of the long-term path) | "linear" | "silu" | "gru" | "mamba"
-    config.model.positions = "rope"  # | "learned" | "none" (the only ones of "gru" and "mamba")
+    config.model.positions = "rope"  # | "learned" | "none"; "gru" and "mamba" cannot take "rope"
     config.model.objective = "next"  # or "masked": predict hidden events; causal must be False then
     config.model.hidden_size = 64
     config.model.inner_size = 256
