@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
-from jaxtyping import Array, Float, Float32, Int, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from blossom_jax.data.interactions import Interactions
 from blossom_jax.data.ragged import ragged_arange
@@ -72,14 +72,9 @@ def knn_scores(
       decay: Weight of an event over that of the next one; 0 = the last event alone counts.
     """
     item_ids, positions = batch["item_ids"], batch["positions"]
-    weight = jnp.where(positions >= 0, decay ** _age(positions), 0)
+    age = jnp.max(positions, axis=1, keepdims=True) - positions
+    weight = jnp.where(positions >= 0, decay ** age.astype(jnp.float32), 0)
     near, similarity = (jnp.asarray(values)[item_ids] for values in neighbours)  # [b, l, K]
     rows = jnp.arange(len(item_ids))[:, None, None]
     scores = jnp.zeros((len(item_ids), len(neighbours[0])))
     return scores.at[rows, near].add(similarity * weight[:, :, None])
-
-
-def _age(positions: Int[Array, "b l"]) -> Float[Array, "b l"]:
-    """Counts the events after each one; anything at padding."""
-    last = jnp.max(positions, axis=1, keepdims=True)
-    return jnp.maximum(last - positions, 0).astype(jnp.float32)
