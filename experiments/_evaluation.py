@@ -120,16 +120,19 @@ class Evaluation:
         evaluator: evaluate.Evaluator,
         params: Any,
         *,
-        extend: Callable[[dict], dict] = lambda batch: batch,
+        extend: Callable[[data.Targets, dict], dict] = lambda targets, batch: batch,
     ) -> evaluate.Ranks:
         """Ranks all targets by a model with some parameters.
 
         Args:
           evaluator: Of the model.
           params: Likewise.
-          extend: Adds to a batch what the evaluator's scores are made of besides.
+          extend: Adds to a batch of these targets what its scores are made of besides.
         """
-        batches = map(extend, evaluation_batches(*self._users, **self._sizes))
+        batches = (
+            extend(self._targets, batch)
+            for batch in evaluation_batches(*self._users, **self._sizes)
+        )
         return evaluator(params, batches, self._negatives, with_coverage=self._with_coverage)
 
     def summarize(self, ranks: evaluate.Ranks) -> dict[str, float]:

@@ -46,9 +46,9 @@ def cosine(interactions, split):
 def scores_of(name, interactions):
     """Yields (user, end of the history, scores of the ranker) for every test question."""
     split = leave_one_out(interactions)
-    ranker = make_rankers(interactions, split, split.test)[name]
+    ranker = make_rankers(interactions, split)[name]
     for batch in evaluation_batches(interactions, split.test, max_length=16, batch_users=4):
-        scores = np.asarray(ranker.score(ranker.params, ranker.extend(batch)))
+        scores = np.asarray(ranker.score(ranker.params, ranker.extend(split.test, batch)))
         for row, values in zip(batch["row"], scores, strict=True):
             if row >= 0:
                 yield split.test.users[row], split.test.target[row], values
@@ -103,4 +103,4 @@ def test_recent_popularity_counts_training_in_the_week_before_the_question():
 def test_without_times_nothing_is_recent():
     interactions = log(times=False)
     split = leave_one_out(interactions)
-    assert "recent_popularity" not in make_rankers(interactions, split, split.test)
+    assert "recent_popularity" not in make_rankers(interactions, split)
