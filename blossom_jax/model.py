@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from blossom_jax import layers
+from blossom_jax import layers, sharding
 from blossom_jax.baselines.masking import append_mask
 from blossom_jax.blocks import BLOCK_TYPES, make_block
 from blossom_jax.config import ModelConfig
@@ -77,7 +77,7 @@ class BlossomRec(nnx.Module):
 
     def _embed(self, item_ids, positions):
         """Looks items and positions up: [B, L, M]."""
-        x = self.item_embedding(item_ids)
+        x = sharding.look_up(self.item_embedding.embedding[...], item_ids)
         if self.embedding_norm is None:
             x *= self.config.hidden_size**0.5  # as SASRec and HSTU do
         if self.position_embedding is not None:
@@ -123,10 +123,11 @@ class BlossomRec(nnx.Module):
         Returns:
           f32 scores of 0..num_items, so of padding too, in column 0.
         """
-        table = self.item_embedding.embedding[...][: self.num_items + 1]
+        table = self.item_embedding.embedding[...]
         # The GPU's default would round f32 inputs to 10 bits, and so make ties.
         exact = jax.lax.Precision.HIGHEST
-        return jnp.einsum("...m,vm->...v", hidden.astype(jnp.float32), table, precision=exact)
+        scores = jnp.einsum("...m,vm->...v", hidden.astype(jnp.float32), table, precision=exact)
+        return scores[..., : self.num_items + 1]  # a slice of the table would lie on one device
 
 
 def model_maker(config: ModelConfig, num_items: int, seed: int) -> Callable[[], BlossomRec]:

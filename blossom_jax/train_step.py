@@ -119,7 +119,8 @@ def make_train_step(
                 probability=mask_probability,
                 mask_id=model.mask_id,
             )
-        hidden = model(item_ids, positions, dropout_key=key, packed=packed)  # [B, L, M]
+        with sharding.traced_on(mesh):
+            hidden = model(item_ids, positions, dropout_key=key, packed=packed)  # [B, L, M]
         loss_sum, count = full_cross_entropy(
             hidden.reshape(-1, hidden.shape[-1]),
             model.item_embedding.embedding[...],

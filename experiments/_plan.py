@@ -113,7 +113,7 @@ def _compile(step: jax.stages.Wrapped, like: State, config, mesh) -> tuple[Calla
     """
     shape = config.train.batch_rows, config.data.row_length
     devices = list(mesh.devices.flat)
-    rows_per_device = config.train.batch_rows // mesh.shape[sharding.DATA]
+    rows_per_device = config.train.batch_rows // mesh.size
     # The compiler finds out what is needed to the byte, but may fail at absurd sizes; so first
     # what is needed at least: the state, the gradients, and each layer's input for each token.
     hidden = rows_per_device * config.data.row_length * config.model.hidden_size
@@ -128,7 +128,7 @@ def _compile(step: jax.stages.Wrapped, like: State, config, mesh) -> tuple[Calla
         name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
         for name in ("item_ids", "targets", "positions")
     }
-    seed = jax.device_put(np.uint32(config.seed), sharding.replicated(mesh))
+    seed = sharding.put_whole(np.uint32(config.seed), sharding.replicated(mesh))
     compiled = step.lower(like, batch, seed).compile()
     needed = memory.program_bytes(compiled)
     memory.check_fits("a training step", needed, devices, lower=lower)

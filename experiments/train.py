@@ -20,12 +20,13 @@ import jax
 import ml_collections
 from flax import nnx
 
+from blossom_jax import hosts
 from blossom_jax.checkpoint import Checkpoints
 from blossom_jax.metric_log import MetricLog, Terminal
 from blossom_jax.model import num_params
 from blossom_jax.train_step import State
 from blossom_jax.trainer import Progress, Trainer, on_devices, saved_after
-from experiments import _cli, _record, _results, _setup, _workdir
+from experiments import _cli, _distributed, _record, _results, _setup, _workdir
 from experiments._plan import Plan, make_plan
 
 
@@ -33,12 +34,15 @@ def main(argv: Sequence[str]) -> None:
     """Trains, resumes, or prints what a finished run found."""
     parser = _cli.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of this run")
+    _distributed.add_arguments(parser)
     arguments = _cli.parse_with_config(parser, argv)
     workdir = pathlib.Path(arguments.workdir)
-    _workdir.check_config(workdir, arguments.config)
-    results = _workdir.read_results(workdir) or train(arguments.config, workdir)
-    if results:
-        print(_results.describe_run(results))
+    with _distributed.joined(arguments):
+        _workdir.check_same(workdir, arguments.config)
+        hosts.together(lambda: _workdir.check_config(workdir, arguments.config))
+        results = _workdir.read_results(workdir) or train(arguments.config, workdir)
+        if results and jax.process_index() == 0:
+            print(_results.describe_run(results))
 
 
 def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict | None:
@@ -56,7 +60,8 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict | No
       NonFiniteError: A loss or gradient that is not finite.
       KeyboardInterrupt: A Ctrl-C, after which the run was saved.
     """
-    plan = make_plan(config)
+    plan = hosts.together(lambda: make_plan(config))
+    hosts.check_same({"the data's content hash": plan.interactions.content_hash})
     _workdir.write_config(workdir, config)
     _workdir.write_catalogue(workdir, plan.interactions, plan.split)
     with contextlib.closing(plan.stream), _checkpoints(workdir) as checkpoints:
