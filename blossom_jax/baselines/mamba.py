@@ -14,7 +14,7 @@ EXPANSION = 2  # channels of the state space over the hidden size
 STATE_SIZE = 32  # numbers that each channel remembers
 CONVOLUTION = 4  # tokens that the convolution before it reads
 STEP_RANGE = (1e-3, 0.1)  # of the initial step sizes
-CHUNK = 32  # tokens whose states exist at once
+CHUNK = 16  # tokens whose states exist at once
 
 
 class Mamba(nnx.Module):
