@@ -35,7 +35,7 @@ class BlossomRec(nnx.Module):
         self.num_items = num_items
         normalizes, hidden = BLOCK_TYPES[config.block].normalizes, config.hidden_size
         # Surplus rows are never read.
-        rows = -(-self._embedded // _TABLE_ROWS_MULTIPLE) * _TABLE_ROWS_MULTIPLE
+        rows = -(-(num_items + 1) // _TABLE_ROWS_MULTIPLE) * _TABLE_ROWS_MULTIPLE
         self.item_embedding = _embedding(rows, hidden, rngs)
         self.embedding_norm = layers.LayerNorm(config, rngs=rngs) if normalizes == "input" else None
         self.layers = nnx.List([make_block(config, rngs=rngs) for _ in range(config.num_layers)])
@@ -55,7 +55,8 @@ class BlossomRec(nnx.Module):
         """Encodes every prefix of every sequence (or, not causal, every sequence as a whole).
 
         Args:
-          item_ids: Items in 1..num_items; whatever stands at padding is looked up and not used.
+          item_ids: Items in 1..num_items, 0 for a hidden event; whatever stands at padding is
+            looked up and not used.
           positions: int32, position of each token inside its own sequence, -1 at padding.
           dropout_key: Decides what dropout drops; None, as in evaluation, drops nothing.
           packed: Whether a row may hold several sequences. False promises that each row is one
@@ -99,20 +100,10 @@ class BlossomRec(nnx.Module):
           What `scores` takes. That of a row without tokens means nothing.
         """
         if self.config.objective == "masked":
-            item_ids, positions = append_mask(item_ids, positions, self.mask_id)
+            item_ids, positions = append_mask(item_ids, positions)
         hidden = self(item_ids, positions, packed=False)
-        last = jnp.maximum(jnp.sum(positions >= 0, axis=1) - 1, 0)
+        last = jnp.argmax(positions, axis=1)
         return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-
-    @property
-    def mask_id(self) -> int:
-        """The row of the item table that stands for a hidden event."""
-        return self.num_items + 1
-
-    @property
-    def _embedded(self) -> int:
-        """Counts the rows of the item table that have a meaning."""
-        return self.num_items + 1 + (self.config.objective == "masked")
 
     def scores(self, hidden: Float[Array, "*n M"]) -> Float[Array, "*n items"]:
         """Scores every item as the next one.
@@ -148,5 +139,5 @@ def _embedding(rows: int, width: int, rngs: nnx.Rngs) -> nnx.Embed:
 def num_params(model: BlossomRec) -> int:
     """Counts parameters, without the surplus rows of the item table."""
     table = model.item_embedding.embedding
-    surplus = (table.shape[0] - model._embedded) * table.shape[1]
+    surplus = (table.shape[0] - model.num_items - 1) * table.shape[1]
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) - surplus

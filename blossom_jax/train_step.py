@@ -113,11 +113,7 @@ def make_train_step(
         if model.config.objective == "masked":
             key, mask_key = jax.random.split(key)
             item_ids, targets = hide_events(
-                item_ids,
-                positions,
-                mask_key,
-                probability=mask_probability,
-                mask_id=model.mask_id,
+                item_ids, positions, mask_key, probability=mask_probability
             )
         with sharding.traced_on(mesh):
             hidden = model(item_ids, positions, dropout_key=key, packed=packed)  # [B, L, M]

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import ml_collections
-from flax import nnx
 
 from blossom_jax import buckets, data, evaluate, memory, metrics, popularity
 from blossom_jax.config import ModelConfig
@@ -15,12 +14,11 @@ from blossom_jax.errors import UserError
 
 def make_evaluator(
     config: ml_collections.ConfigDict,
-    graphdef: nnx.GraphDef,
+    score: Callable[[Any, dict], jax.Array],
     num_items: int,
     mesh: jax.sharding.Mesh,
 ) -> evaluate.Evaluator:
-    """Returns what ranks by the model, in validation and test alike: compiled once for both."""
-    score = evaluate.last_scores(graphdef)
+    """Returns what ranks by `score`, in validation and test alike: compiled once for both."""
     return evaluate.Evaluator(score, num_items=num_items, mesh=mesh, ks=config.eval.ks)
 
 

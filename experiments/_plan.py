@@ -14,7 +14,7 @@ from blossom_jax import memory, sharding
 from blossom_jax.data import Interactions, Split
 from blossom_jax.data.pipeline import TrainStream
 from blossom_jax.errors import UserError
-from blossom_jax.evaluate import Evaluator
+from blossom_jax.evaluate import Evaluator, last_scores
 from blossom_jax.train_step import (
     State,
     abstract_params,
@@ -59,6 +59,8 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     if config.train.loss_chunk < 1:
         raise UserError(f"train.loss_chunk must be at least 1, got {config.train.loss_chunk}")
     _setup.check_objective(config)
+    if config.model.grow_items and not config.train.init_from:
+        raise UserError("model.grow_items=true needs train.init_from=DIR, the run that is to grow")
     interactions, split = _setup.load_data(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     sharding.check_batch(config.train.batch_rows, mesh)
@@ -83,7 +85,9 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         mask_probability=config.train.mask_probability,
     )
     compiled, step_bytes = _compile(step, like, config, mesh)
-    evaluator = _evaluation.make_evaluator(config, graphdef, interactions.num_items, mesh)
+    evaluator = _evaluation.make_evaluator(
+        config, last_scores(graphdef), interactions.num_items, mesh
+    )
     moments = memory.shard_bytes(like) - memory.shard_bytes(like["params"])
     for evaluation in (valid, test):
         evaluation.prepare(evaluator, like["params"], other_bytes=moments)

@@ -26,7 +26,7 @@ from blossom_jax.metric_log import MetricLog, Terminal
 from blossom_jax.model import num_params
 from blossom_jax.train_step import State
 from blossom_jax.trainer import Progress, Trainer, on_devices, saved_after
-from experiments import _cli, _distributed, _record, _results, _setup, _workdir
+from experiments import _cli, _continue, _distributed, _record, _results, _setup, _workdir
 from experiments._plan import Plan, make_plan
 
 
@@ -62,10 +62,10 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict | No
     """
     plan = hosts.together(lambda: make_plan(config))
     hosts.check_same({"the data's content hash": plan.interactions.content_hash})
-    _workdir.write_config(workdir, config)
-    _workdir.write_catalogue(workdir, plan.interactions, plan.split)
     with contextlib.closing(plan.stream), _checkpoints(workdir) as checkpoints:
         state, progress = _start_or_resume(plan, checkpoints)
+        _workdir.write_config(workdir, config)
+        _workdir.write_catalogue(workdir, plan.interactions, plan.split)
         with _logs(workdir, progress.step, plan.schedule.num_steps) as (log, terminal):
             terminal.say(_describe(plan, progress))
             trainer = Trainer(
@@ -112,7 +112,10 @@ def _logs(workdir: pathlib.Path, step: int, num_steps: int) -> Iterator[tuple[Me
 def _start_or_resume(plan: Plan, checkpoints: Checkpoints) -> tuple[State, Progress]:
     restored = checkpoints.restore_latest(plan.like)
     if restored is None:
-        return plan.init(), Progress(plan.interactions.content_hash, plan.stream.get_state())
+        state = plan.init()
+        if plan.config.train.init_from:
+            state = _continue.from_run(plan, state)
+        return state, Progress(plan.interactions.content_hash, plan.stream.get_state())
     state, progress = restored[0], Progress(**restored[1])
     _setup.check_data(plan.interactions, progress.data)
     plan.stream.set_state(progress.input_state)

@@ -3,9 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blossom_jax.baselines.masking import LAST_ONLY, append_mask, hide_events
+from blossom_jax.baselines.masking import LAST_ONLY, MASK, append_mask, hide_events
 
-MASK = 99
 LENGTHS = (10, 1, 7)
 
 
@@ -19,10 +18,10 @@ def rows(num_rows=2000):
 @pytest.mark.parametrize("probability", [0.2, 0.6])
 def test_events_are_hidden_as_often_as_asked_and_become_the_targets(probability):
     items, positions = rows()
-    hidden, targets = jax.jit(hide_events, static_argnames=("probability", "mask_id"))(
-        items, positions, jax.random.key(0), probability=probability, mask_id=MASK
+    hidden, targets = jax.jit(hide_events, static_argnames="probability")(
+        items, positions, jax.random.key(0), probability=probability
     )
-    is_hidden = np.asarray(hidden == MASK)
+    is_hidden = np.asarray((hidden == MASK) & (positions >= 0))
     np.testing.assert_array_equal(targets, np.where(is_hidden, items, 0))
     np.testing.assert_array_equal(np.where(is_hidden, items, hidden), items)
     share = is_hidden.mean(axis=0)
@@ -36,7 +35,7 @@ def test_events_are_hidden_as_often_as_asked_and_become_the_targets(probability)
 def test_what_is_hidden_depends_on_the_key_and_differs_between_histories():
     items, positions = rows(200)
     first, again, other = (
-        hide_events(items, positions, jax.random.key(seed), probability=0.5, mask_id=MASK)[1]
+        hide_events(items, positions, jax.random.key(seed), probability=0.5)[1]
         for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
@@ -47,6 +46,6 @@ def test_what_is_hidden_depends_on_the_key_and_differs_between_histories():
 def test_a_mask_is_appended_to_each_history():
     items = jnp.asarray([[5, 6, 0], [7, 8, 9], [0, 0, 0]])
     positions = jnp.asarray([[0, 1, -1], [0, 1, 2], [-1, -1, -1]])
-    found, places = append_mask(items, positions, MASK)
+    found, places = append_mask(items, positions)
     np.testing.assert_array_equal(found, [[5, 6, MASK, 0], [7, 8, 9, MASK], [MASK, 0, 0, 0]])
     np.testing.assert_array_equal(places, [[0, 1, 2, -1], [0, 1, 2, 3], [0, -1, -1, -1]])

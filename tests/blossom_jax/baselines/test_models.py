@@ -99,7 +99,7 @@ def published_size(name):
         "dense": table + norm + post_norm,
         "linrec": table + positions + norm + post_norm,
         "sasrec": table + positions + pre_norm + norm,
-        "bert4rec": table + m + positions + norm + post_norm + m * m + m,  # no bias of each item
+        "bert4rec": table + positions + norm + post_norm + m * m + m,  # no bias of each item
         "hstu": table + positions + 5 * m * m + (2 * length - 1) + 2 * norm + norm,
         "gru4rec": table + 3 * (m * m + m * m + m),
         "mamba4rec": table + norm + state_space + e * m + feed_forward + 2 * norm,
