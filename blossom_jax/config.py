@@ -116,7 +116,7 @@ class ModelConfig:
             )
             _check(
                 self.block != "hstu",
-                f"{attention} has no values that model.block='hstu' could gate",
+                f"model.block='hstu' needs queries; {attention} has none: choose another block",
             )
             _check(self.causal, f"{attention} reads forward alone: model.causal must be true")
         if self.objective == "masked":
