@@ -109,13 +109,17 @@ class BlossomAttention(Attention):
         del packed
         q, k, v = split_heads(qkv, positions, self.config)
         if self.config.attention == "blossom":
-            gate = jax.nn.sigmoid(self.gate(x).astype(jnp.float32)).reshape(*q.shape[:3], 2)
-            attended = self._both_paths(q, k, v, gate, positions)
+            attended = self._both_paths(q, k, v, self.gates(x), positions)
         elif self.config.attention == "ltis":
             attended = self._long_term(q, k, v, positions)
         else:
             attended = self._short_term(q, k, v, positions)
         return attended.reshape(x.shape)
+
+    def gates(self, x: Float[Array, "B L M"]) -> Float[Array, "B L H 2"]:
+        """Returns the weights of the (long-term, short-term) path in each head, in f32."""
+        logits = self.gate(x).astype(jnp.float32)
+        return jax.nn.sigmoid(logits).reshape(*x.shape[:2], self.config.num_heads, 2)
 
     def _both_paths(self, q, k, v, gate, positions):
         attend = functools.partial(

@@ -14,6 +14,7 @@ ATTENTIONS = ("blossom", "ltis", "stis", "dense", "dense_gated", "linear", "silu
 POSITIONS = ("rope", "learned", "none")
 OBJECTIVES = ("next", "masked")
 DTYPES = ("float32", "bfloat16")
+REMATS = ("none", "block")
 # Of the attention ops by name; attentions that are not listed take those of `pallas_kernels`.
 _PLAIN_JAX = dict.fromkeys(("linear", "silu", *RECURRENT), ("xla",))
 _IMPLEMENTATIONS = {"dense": ("xla", "cudnn"), **_PLAIN_JAX}
@@ -56,6 +57,8 @@ class ModelConfig:
       dtype: of the computation, "float32" or "bfloat16"; parameters are float32 always.
       implementation: of the attention ops, see `pallas_kernels`; of "dense", "xla" or "cudnn"; of
         what has one only, "xla"; an empty string lets the fastest that runs here be chosen.
+      remat: "none", or "block": the backward pass computes each transformer block anew from its
+        input, instead of keeping what is inside (https://arxiv.org/abs/1604.06174).
       layer_norm_epsilon: added to the variance.
       grow_items: whether a run that starts from another may add items to its model.
 
@@ -84,6 +87,7 @@ class ModelConfig:
     causal: bool = True
     dtype: str = "float32"
     implementation: str = ""
+    remat: str = "none"
     layer_norm_epsilon: float = 1e-12
     grow_items: bool = False
 
@@ -103,6 +107,7 @@ class ModelConfig:
         _check_name("objective", self.objective, OBJECTIVES)
         _check_name("selection_gradient", self.selection_gradient, checks.SELECTION_GRADIENTS)
         _check_name("dtype", self.dtype, DTYPES)
+        _check_name("remat", self.remat, REMATS)
         known = _IMPLEMENTATIONS.get(self.attention, dispatch.NAMES)
         _check_name("implementation", self.implementation, ("", *known))
 

@@ -3,6 +3,7 @@
 The baselines are the same model with another block, another attention or another objective.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -69,12 +70,9 @@ class BlossomRec(nnx.Module):
         x = self._embed(item_ids, positions)
         x = layers.dropout(x, self.config.embedding_dropout, embedding_key)
         for layer, key in zip(self.layers, keys, strict=True):
-            x = layer(x, positions, dropout_key=key, packed=packed)
-        if self.output_norm is not None:
-            x = self.output_norm(x)
-        if self.head is not None:
-            x = layers.exact_gelu(self.head(x))
-        return x
+            apply = functools.partial(layer, dropout_key=key, packed=packed)
+            x = (jax.checkpoint(apply) if self.config.remat == "block" else apply)(x, positions)
+        return self._output(x)
 
     def _embed(self, item_ids, positions):
         """Looks items and positions up: [B, L, M]."""
@@ -87,10 +85,20 @@ class BlossomRec(nnx.Module):
             x = self.embedding_norm(x)
         return x.astype(self.config.compute_dtype)
 
+    def _output(self, x):
+        """Does what follows the last block, to every token alone."""
+        if self.output_norm is not None:
+            x = self.output_norm(x)
+        if self.head is not None:
+            x = layers.exact_gelu(self.head(x))
+        return x
+
     def encode_next(
         self, item_ids: Int[Array, "B L"], positions: Int[Array, "B L"]
     ) -> Float[Array, "B M"]:
-        """Encodes each history into the hidden state that predicts what comes next.
+        """Encodes each history into the hidden state that scores what comes next.
+
+        What follows the last attention is done for the last events alone.
 
         Args:
           item_ids: One history a row, from the row's first token on.
@@ -101,9 +109,14 @@ class BlossomRec(nnx.Module):
         """
         if self.config.objective == "masked":
             item_ids, positions = append_mask(item_ids, positions)
-        hidden = self(item_ids, positions, packed=False)
-        last = jnp.argmax(positions, axis=1)
-        return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+        *before, layer = self.layers
+        x = self._embed(item_ids, positions)
+        for each in before:
+            x = each(x, positions, packed=False)
+        mixed = layer.mix(x, positions, packed=False)
+        last = jnp.argmax(positions, axis=1)[:, None, None]
+        x, mixed = (jnp.take_along_axis(a, last, axis=1) for a in (x, mixed))
+        return self._output(layer.finish(x, mixed))[:, 0]
 
     def scores(self, hidden: Float[Array, "*n M"]) -> Float[Array, "*n items"]:
         """Scores every item as the next one.
@@ -118,7 +131,8 @@ class BlossomRec(nnx.Module):
         # The GPU's default would round f32 inputs to 10 bits, and so make ties.
         exact = jax.lax.Precision.HIGHEST
         scores = jnp.einsum("...m,vm->...v", hidden.astype(jnp.float32), table, precision=exact)
-        return scores[..., : self.num_items + 1]  # a slice of the table would lie on one device
+        # A slice of the table would be a copy of it, and lie on one device.
+        return scores[..., : self.num_items + 1]
 
 
 def model_maker(config: ModelConfig, num_items: int, seed: int) -> Callable[[], BlossomRec]:

@@ -10,11 +10,13 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from blossom_jax import memory, sharding
+from blossom_jax import memory, popularity, sharding
 from blossom_jax.data import Interactions, Split
 from blossom_jax.data.pipeline import TrainStream
 from blossom_jax.errors import UserError
-from blossom_jax.evaluate import Evaluator, last_scores
+from blossom_jax.evaluate import Evaluator, encode_last
+from blossom_jax.losses import make_loss
+from blossom_jax.losses.negatives import cumulative_counts
 from blossom_jax.train_step import (
     State,
     abstract_params,
@@ -56,8 +58,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     """
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed must lie in [0, 2**32), got {config.seed}")
-    if config.train.loss_chunk < 1:
-        raise UserError(f"train.loss_chunk must be at least 1, got {config.train.loss_chunk}")
+    loss_config = _setup.loss_config(config)
     _setup.check_objective(config)
     if config.model.grow_items and not config.train.init_from:
         raise UserError("model.grow_items=true needs train.init_from=DIR, the run that is to grow")
@@ -75,18 +76,14 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     make_model = _setup.model_maker(config, interactions.num_items)
     graphdef, _ = abstract_params(make_model, mesh)
     like = abstract_state(make_model, optimizer, mesh)
+    loss = make_loss(loss_config, num_items=interactions.num_items, mesh=mesh)
     step = make_train_step(
-        graphdef,
-        optimizer,
-        mesh,
-        like,
-        num_items=interactions.num_items,
-        loss_chunk=config.train.loss_chunk,
-        mask_probability=config.train.mask_probability,
+        graphdef, optimizer, mesh, like, loss, mask_probability=config.train.mask_probability
     )
-    compiled, step_bytes = _compile(step, like, config, mesh)
+    counts = popularity.item_counts(interactions, split) if loss_config.by_popularity else None
+    compiled, step_bytes = _compile(step, like, config, mesh, counts)
     evaluator = _evaluation.make_evaluator(
-        config, last_scores(graphdef), interactions.num_items, mesh
+        config, encode_last(graphdef), interactions.num_items, mesh
     )
     moments = memory.shard_bytes(like) - memory.shard_bytes(like["params"])
     for evaluation in (valid, test):
@@ -109,7 +106,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     )
 
 
-def _compile(step: jax.stages.Wrapped, like: State, config, mesh) -> tuple[Callable, int]:
+def _compile(step: jax.stages.Wrapped, like: State, config, mesh, counts) -> tuple[Callable, int]:
     """Compiles the step for the only shapes that there are; refuses one that does not fit.
 
     Returns:
@@ -132,8 +129,9 @@ def _compile(step: jax.stages.Wrapped, like: State, config, mesh) -> tuple[Calla
         name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
         for name in ("item_ids", "targets", "positions")
     }
-    seed = sharding.put_whole(np.uint32(config.seed), sharding.replicated(mesh))
-    compiled = step.lower(like, batch, seed).compile()
+    same = (np.uint32(config.seed), None if counts is None else cumulative_counts(counts))
+    same = sharding.put_whole(same, sharding.replicated(mesh))  # in every step
+    compiled = step.lower(like, batch, *same).compile()
     needed = memory.program_bytes(compiled)
     memory.check_fits("a training step", needed, devices, lower=lower)
-    return lambda state, batch: compiled(state, batch, seed), needed
+    return lambda state, batch: compiled(state, batch, *same), needed

@@ -9,12 +9,12 @@ popularity beside it. Validation is asked too, though nothing is chosen by it.
 """
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import ml_collections
 
-from blossom_jax import evaluate, sharding
+from blossom_jax import sharding
 from blossom_jax.baselines.rankers import make_rankers
 from experiments import _cli, _evaluation, _record, _results, _setup, _workdir
 
@@ -51,8 +51,8 @@ def measure(config: ml_collections.ConfigDict) -> dict[str, dict]:
     }
     found = {}
     for name, ranker in make_rankers(interactions, split).items():
-        evaluator = evaluate.Evaluator(
-            ranker.score, num_items=interactions.num_items, mesh=mesh, ks=config.eval.ks
+        evaluator = _evaluation.make_evaluator(
+            config, _as_encoder(ranker.score), interactions.num_items, mesh
         )
         params = jax.device_put(ranker.params, sharding.replicated(mesh))
         ranks = {
@@ -74,6 +74,11 @@ def measure(config: ml_collections.ConfigDict) -> dict[str, dict]:
             valid=parts["valid"].summarize(ranks["valid"]),
         )
     return found
+
+
+def _as_encoder(score: Callable) -> Callable:
+    """Makes scores what an evaluator takes: those without a table."""
+    return lambda params, batch: (score(params, batch), None)
 
 
 if __name__ == "__main__":

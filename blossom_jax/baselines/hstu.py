@@ -1,4 +1,4 @@
-"""HSTU (arXiv 2402.17152): pointwise attention, and a gate where others have a feed-forward layer.
+"""HSTU's pointwise attention (arXiv 2402.17152); its block is among `blocks.py`.
 
 The paper also gives the attention a bias by time passed; the model sees no times here, so the bias
 is by distance alone.
@@ -7,7 +7,7 @@ is by distance alone.
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from blossom_jax import layers
 from blossom_jax.attention import Attention, qkv_projection, segment_mask, split_heads
@@ -52,39 +52,3 @@ class SiluAttention(Attention):
         reach = self.config.max_length - 1
         distance = jnp.arange(length)[:, None] - jnp.arange(length)
         return self.distance_bias[...][jnp.clip(distance, -reach, reach) + reach]
-
-
-class HSTUBlock(nnx.Module):
-    """HSTU's block around any attention: `x + f(norm(attention) * u)`, all inputs through SiLU."""
-
-    normalizes = "output"  # of the stack
-
-    def __init__(self, config: ModelConfig, attention: Attention, *, rngs: nnx.Rngs):
-        """Initialises what is around the attention.
-
-        Args:
-          config: Sizes and switches.
-          attention: What mixes the tokens; its output map is the block's.
-          rngs: Source of the initial weights.
-        """
-        hidden = config.hidden_size
-        self.config = config
-        self.attention = attention
-        self.input_norm = layers.LayerNorm(config, rngs=rngs)
-        self.gate = layers.linear(hidden, hidden, config, use_bias=False, rngs=rngs)
-        self.attention_norm = layers.LayerNorm(config, rngs=rngs)
-
-    def __call__(
-        self,
-        x: Float[Array, "B L M"],
-        positions: Int[Array, "B L"],
-        *,
-        dropout_key: PRNGKeyArray | None = None,
-        packed: bool = True,
-    ) -> Float[Array, "B L M"]:
-        """Mixes the tokens of each sequence; arguments as of `blocks.PostNormBlock`."""
-        y = self.input_norm(x)
-        qkv, u = nnx.silu(self.attention.qkv(y)), nnx.silu(self.gate(y))
-        attended = self.attention_norm(self.attention.mix(y, qkv, positions, packed=packed))
-        gated = layers.dropout(attended * u, self.config.dropout, dropout_key)
-        return x + self.attention.out(gated)

@@ -11,6 +11,7 @@ from flax import nnx
 
 from blossom_jax import sharding
 from blossom_jax.baselines.mamba import CONVOLUTION, EXPANSION, STATE_SIZE
+from blossom_jax.losses import LossConfig, make_loss
 from blossom_jax.model import BlossomRec, ModelConfig, num_params
 from blossom_jax.train_step import abstract_state, init_state, make_train_step
 from configs.models import MODELS
@@ -119,9 +120,8 @@ def trained_on_a_ring(name, num_steps):
     optimizer, make_model = optax.adam(1e-2), functools.partial(make, name)
     graphdef, _ = nnx.split(nnx.eval_shape(make_model))
     like = abstract_state(make_model, optimizer, mesh)
-    step = make_train_step(
-        graphdef, optimizer, mesh, like, num_items=NUM_ITEMS, loss_chunk=64, mask_probability=0.3
-    )
+    loss = make_loss(LossConfig(loss_chunk=64), num_items=NUM_ITEMS, mesh=mesh)
+    step = make_train_step(graphdef, optimizer, mesh, like, loss, mask_probability=0.3)
     first = np.arange(16)[:, None] * 5 + np.repeat([0, 7], 12)
     positions = np.tile(np.arange(12), (16, 2)).astype(np.int32)
     items = (first + positions) % NUM_ITEMS + 1
