@@ -38,7 +38,46 @@ def rotate(x: Float[Array, "B L heads D"], positions: Int[Array, "B L"]) -> Arra
     return turned.reshape(x.shape).astype(x.dtype)
 
 
-class BlossomAttention(nnx.Module):
+class Attention(nnx.Module):
+    """Projects tokens to queries, keys and values, mixes the values, and projects back.
+
+    What attends defines `mix` and the maps `qkv` and `out`. They are apart so that a block may
+    treat queries, keys and values in its own way before, as HSTU's does.
+    """
+
+    qkv: nnx.Linear
+    out: nnx.Linear
+
+    def mix(
+        self,
+        x: Float[Array, "B L M"],
+        qkv: Float[Array, "B L heads_D"],
+        positions: Int[Array, "B L"],
+        *,
+        packed: bool = True,
+    ) -> Float[Array, "B L M"]:
+        """Attends inside each sequence.
+
+        Args:
+          x: Activations; a gate may read them.
+          qkv: Queries, keys and values of all heads, before their rotation.
+          positions: int32, position of each token inside its own sequence, -1 at padding.
+          packed: Whether a row may hold several sequences. False promises one, from the row's
+            first token on, from which only dense attention gains: cuDNN can serve it.
+
+        Returns:
+          The attended values in the config's dtype, zero at padding.
+        """
+        raise NotImplementedError
+
+    def __call__(
+        self, x: Float[Array, "B L M"], positions: Int[Array, "B L"], *, packed: bool = True
+    ) -> Float[Array, "B L M"]:
+        """Projects, attends inside each sequence as `mix` does, and projects back."""
+        return self.out(self.mix(x, self.qkv(x), positions, packed=packed))
+
+
+class BlossomAttention(Attention):
     """Long-term and short-term sparse attention fused by a gate (arXiv 2512.13368), or one path.
 
     `config.attention` chooses: "blossom" for both and the gate; "ltis" or "stis" for that path
@@ -55,7 +94,7 @@ class BlossomAttention(nnx.Module):
         """
         hidden, num_heads = config.hidden_size, config.num_heads
         self.config = config
-        self.qkv = _qkv_projection(config, rngs)
+        self.qkv = qkv_projection(config, rngs)
         if config.attention == "blossom" and config.gate == "learned":
             self.gate = layers.linear(hidden, num_heads * 2, config, rngs=rngs)
             bias = jnp.array([config.gate_bias_ltis, config.gate_bias_stis], jnp.float32)
@@ -64,28 +103,17 @@ class BlossomAttention(nnx.Module):
             self.compressor = KeyCompressor(config, rngs=rngs)
         self.out = layers.linear(hidden, hidden, config, use_bias=False, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "B L M"], positions: Int[Array, "B L"], *, packed: bool = True
-    ) -> Float[Array, "B L M"]:
-        """Attends inside each sequence.
-
-        Args:
-          x: Activations.
-          positions: int32, position of each token inside its own sequence, -1 at padding.
-          packed: Without effect, since packed rows cost these paths nothing; `DenseAttention`
-            gains from knowing.
-
-        Returns:
-          Activations in the config's dtype, zero at padding.
-        """
-        q, k, v = split_heads(self.qkv(x), positions, self.config)
+    def mix(self, x, qkv, positions, *, packed=True):
+        """Attends inside each sequence; packed rows cost these paths nothing."""
+        del packed
+        q, k, v = split_heads(qkv, positions, self.config)
         if self.config.attention == "blossom":
             attended = self._both_paths(q, k, v, self.gates(x), positions)
         elif self.config.attention == "ltis":
             attended = self._long_term(q, k, v, positions)
         else:
             attended = self._short_term(q, k, v, positions)
-        return self.out(attended.reshape(x.shape))
+        return attended.reshape(x.shape)
 
     def gates(self, x: Float[Array, "B L M"]) -> Float[Array, "B L H 2"]:
         """Returns the weights of the (long-term, short-term) path in each head, in f32."""
@@ -173,7 +201,7 @@ class BlossomAttention(nnx.Module):
         return {"causal": self.config.causal, "implementation": implementation}
 
 
-class DenseAttention(nnx.Module):
+class DenseAttention(Attention):
     """Attention to every earlier token of the sequence: what BlossomRec is compared with."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -185,27 +213,28 @@ class DenseAttention(nnx.Module):
         """
         hidden = config.hidden_size
         self.config = config
-        self.qkv = _qkv_projection(config, rngs)
+        self.qkv = qkv_projection(config, rngs)
         self.out = layers.linear(hidden, hidden, config, use_bias=False, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "B L M"], positions: Int[Array, "B L"], *, packed: bool = True
-    ) -> Float[Array, "B L M"]:
+    def mix(self, x, qkv, positions, *, packed=True):
         """Attends inside each sequence.
-
-        Args:
-          x: Activations.
-          positions: int32, position of each token inside its own sequence, -1 at padding.
-          packed: Whether a row may hold several sequences. False promises one, from the row's
-            first token on, which cuDNN can serve.
-
-        Returns:
-          Activations in the config's dtype, zero at padding.
 
         Raises:
           NotImplementedError: cuDNN was asked for by name and the rows are packed.
         """
-        q, k, v = split_heads(self.qkv(x), positions, self.config)
+        q, k, v = split_heads(qkv, positions, self.config)
+        return self.attend(q, k, v, positions, packed=packed).reshape(x.shape)
+
+    def attend(
+        self,
+        q: Float[Array, "B L H D"],
+        k: Float[Array, "B L G D"],
+        v: Float[Array, "B L G D"],
+        positions: Int[Array, "B L"],
+        *,
+        packed: bool,
+    ) -> Float[Array, "B L H D"]:
+        """Attends to every token of the own sequence, or to those before; zero at padding."""
         real = positions >= 0
         if self.implementation(packed=packed) == "cudnn":
             length = jnp.maximum(real.sum(-1, dtype=jnp.int32), 1)  # softmax needs one key
@@ -218,12 +247,11 @@ class DenseAttention(nnx.Module):
         else:
             masking = {
                 "implementation": "xla",
-                "mask": _segment_mask(positions, self.config.causal),
+                "mask": segment_mask(positions, self.config.causal),
             }
         with jax.default_matmul_precision(self.config.precision.name.lower()):
             attended = jax.nn.dot_product_attention(q, k, v, **masking)
-        attended = jnp.where(real[:, :, None, None], attended, 0)
-        return self.out(attended.reshape(x.shape))
+        return jnp.where(real[:, :, None, None], attended, 0)
 
     def implementation(self, *, packed: bool) -> str:
         """Says what serves a call here: "cudnn" or "xla"; the log says it too, once.
@@ -231,7 +259,7 @@ class DenseAttention(nnx.Module):
         Args:
           packed: As in the call.
         """
-        named = self.config.implementation
+        named = self.config.implementation if self.config.attention == "dense" else ""
         if named == "cudnn" and packed:
             raise NotImplementedError("cuDNN has no segment mask: it cannot serve packed=True")
         chosen = named or ("cudnn" if not packed and _cudnn_runs(self.config) else "xla")
@@ -239,12 +267,8 @@ class DenseAttention(nnx.Module):
         return chosen
 
 
-def make_attention(config: ModelConfig, *, rngs: nnx.Rngs) -> BlossomAttention | DenseAttention:
-    """Builds the attention that `config.attention` names."""
-    return (DenseAttention if config.attention == "dense" else BlossomAttention)(config, rngs=rngs)
-
-
-def _qkv_projection(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear:
+def qkv_projection(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear:
+    """Builds the map from activations to queries, keys and values of all heads."""
     heads = config.num_heads + 2 * config.num_kv_heads
     width = heads * config.head_size
     return layers.linear(config.hidden_size, width, config, use_bias=False, rngs=rngs)
@@ -253,14 +277,19 @@ def _qkv_projection(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear:
 def split_heads(
     qkv: Float[Array, "B L heads_D"], positions: Int[Array, "B L"], config: ModelConfig
 ) -> tuple[Float[Array, "B L H D"], Float[Array, "B L G D"], Float[Array, "B L G D"]]:
-    """Splits a projection into queries, keys and values; rotates queries and keys."""
+    """Splits what `qkv_projection` gave into queries, keys and values.
+
+    With `config.positions="rope"`, queries and keys are rotated.
+    """
     h, g = config.num_heads, config.num_kv_heads
     heads = qkv.reshape(*qkv.shape[:2], h + 2 * g, config.head_size)
-    rotated = rotate(heads[:, :, : h + g], positions)
-    return rotated[:, :, :h], rotated[:, :, h:], heads[:, :, h + g :]
+    q_and_k = heads[:, :, : h + g]
+    if config.positions == "rope":
+        q_and_k = rotate(q_and_k, positions)
+    return q_and_k[:, :, :h], q_and_k[:, :, h:], heads[:, :, h + g :]
 
 
-def _segment_mask(positions: Int[Array, "B L"], causal: bool) -> Bool[Array, "B 1 L L"]:
+def segment_mask(positions: Int[Array, "B L"], causal: bool) -> Bool[Array, "B 1 L L"]:
     """Tells which key (last axis) stands in the query's own sequence, and not after it."""
     start = sequence_start(positions)
     mask = (start[:, :, None] == start[:, None]) & (positions >= 0)[:, None]

@@ -72,6 +72,11 @@ def check(config: ModelConfig, max_events: int) -> None:
             f"model.attention={config.attention!r} cannot take one event at a time; those that can "
             f"are {', '.join(map(repr, _ATTEND))}"
         )
+    if (config.block, config.positions) != ("post_norm", "rope"):
+        raise UserError(
+            "one event at a time needs model.block='post_norm' and model.positions='rope', got "
+            f"{config.block!r} and {config.positions!r}"
+        )
     if not config.causal:
         raise UserError(
             "model.causal=False: each new event changes what was computed of the earlier ones, so "

@@ -22,7 +22,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.num_workers = 0  # processes that prepare batches; any number, the same batches
 
     config.model = ml_collections.ConfigDict()
+    config.model.block = "post_norm"  # | "pre_norm" | "hstu" | "plain" (nothing around attention)
     config.model.attention = "blossom"  # | "ltis" | "stis" (one path alone) | "dense"
+    # | "dense_gated" (dense instead of the long-term path) | "linear" | "silu" | "gru" | "mamba"
+    config.model.positions = "rope"  # | "learned" | "none"; "gru" and "mamba" cannot take "rope"
+    config.model.objective = "next"  # or "masked": predict hidden events; causal must be False then
     config.model.hidden_size = 64
     config.model.inner_size = 256
     config.model.num_layers = 2
@@ -59,6 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.batch_rows = 128  # packed rows a step, over all devices
     config.train.init_from = ""  # workdir of a run whose last checkpoint this one starts from
     config.train.target = "all"  # every position predicts its next item; or the "last" alone
+    config.train.mask_probability = 0.2  # of each event to be hidden, for model.objective="masked"
     config.train.learning_rate = 1e-3
     config.train.warmup_steps = 100
     config.train.schedule = "constant"  # after the warm-up; "cosine"; "wsd" falls in the last fifth

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from blossom_jax.errors import NonFiniteError, UserError
+from configs.models import MODELS
 
 if TYPE_CHECKING:
     import ml_collections
@@ -86,10 +87,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def parse_with_config(parser: ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """Parses flags, loads the file of `--config`, and applies every `--config.key=value`.
+    """Parses flags, loads the file of `--config`, and applies `--model` and `--config.key=value`.
 
     Args:
-      parser: A parser without `--config`; it is added here.
+      parser: A parser without `--config` and `--model`; they are added here.
       argv: Arguments after the program's name.
 
     Returns:
@@ -104,8 +105,16 @@ def parse_with_config(parser: ArgumentParser, argv: Sequence[str]) -> argparse.N
         metavar="FILE.py",
         help="config file; any value can be overridden as --config.section.name=value",
     )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        choices=MODELS,
+        help=f"sets what makes the config's model another one: {', '.join(MODELS)}",
+    )
     arguments, rest = parser.parse_known_args(argv)
     arguments.config = load_config(arguments.config)
+    for key, value in MODELS.get(arguments.model, {}).items():
+        override(arguments.config, key, str(value))
     apply_overrides(arguments.config, rest)
     return arguments
 

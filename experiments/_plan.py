@@ -41,6 +41,7 @@ class Plan(NamedTuple):
     like: State  # described
     init: Callable[[], State]
     step: Callable[[State, dict], tuple[State, dict]]
+    step_bytes: int  # that the step holds at once on one device
     valid: _evaluation.Evaluation
     test: _evaluation.Evaluation
     evaluator: Evaluator
@@ -58,11 +59,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed must lie in [0, 2**32), got {config.seed}")
     loss_config = _setup.loss_config(config)
-    if config.train.target == "all" and not config.model.causal:
-        raise UserError(
-            "model.causal=false would show every token the item that it is to predict: "
-            "train.target must be 'last' then, not 'all'"
-        )
+    _setup.check_objective(config)
     if config.model.grow_items and not config.train.init_from:
         raise UserError("model.grow_items=true needs train.init_from=DIR, the run that is to grow")
     interactions, split = _setup.load_data(config)
@@ -80,9 +77,11 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     graphdef, _ = abstract_params(make_model, mesh)
     like = abstract_state(make_model, optimizer, mesh)
     loss = make_loss(loss_config, num_items=interactions.num_items, mesh=mesh)
-    step = make_train_step(graphdef, optimizer, mesh, like, loss)
+    step = make_train_step(
+        graphdef, optimizer, mesh, like, loss, mask_probability=config.train.mask_probability
+    )
     counts = popularity.item_counts(interactions, split) if loss_config.by_popularity else None
-    compiled = _compile(step, like, config, mesh, counts)
+    compiled, step_bytes = _compile(step, like, config, mesh, counts)
     evaluator = _evaluation.make_evaluator(
         config, encode_last(graphdef), interactions.num_items, mesh
     )
@@ -100,14 +99,19 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         like,
         lambda: init_state(make_model, optimizer, like),
         compiled,
+        step_bytes,
         valid,
         test,
         evaluator,
     )
 
 
-def _compile(step: jax.stages.Wrapped, like: State, config, mesh, counts) -> Callable:
-    """Compiles the step for the only shapes that there are; refuses one that does not fit."""
+def _compile(step: jax.stages.Wrapped, like: State, config, mesh, counts) -> tuple[Callable, int]:
+    """Compiles the step for the only shapes that there are; refuses one that does not fit.
+
+    Returns:
+      The step, and the bytes that it needs on one device.
+    """
     shape = config.train.batch_rows, config.data.row_length
     devices = list(mesh.devices.flat)
     rows_per_device = config.train.batch_rows // mesh.size
@@ -128,5 +132,6 @@ def _compile(step: jax.stages.Wrapped, like: State, config, mesh, counts) -> Cal
     same = (np.uint32(config.seed), None if counts is None else cumulative_counts(counts))
     same = sharding.put_whole(same, sharding.replicated(mesh))  # in every step
     compiled = step.lower(like, batch, *same).compile()
-    memory.check_fits("a training step", memory.program_bytes(compiled), devices, lower=lower)
-    return lambda state, batch: compiled(state, batch, *same)
+    needed = memory.program_bytes(compiled)
+    memory.check_fits("a training step", needed, devices, lower=lower)
+    return lambda state, batch: compiled(state, batch, *same), needed

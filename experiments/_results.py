@@ -8,7 +8,7 @@ _HEADLINE = 10  # where the printed metrics are cut off, if it was measured
 def describe_run(results: dict) -> str:
     """Returns the table of what stands in results.json, which has the other cut-offs too."""
     title = (
-        f"{results['dataset']}: test of {results['model']} attention after step "
+        f"{results['dataset']}: test of {results['model']} after step "
         f"{results['best_step']:,} of {results['steps']:,}; trained for "
         f"{results['train_seconds']:,.0f} s on {results['device']}"
     )
@@ -38,7 +38,7 @@ def table(
       by_popularity: From `buckets.by_popularity`.
     """
     k = headline(model)
-    rows = [("", "BlossomRec", "popularity", "ratio")]
+    rows = [("", "model", "popularity", "ratio")]
     for name in (name for name in model if name.endswith(f"@{k}")):
         # An estimate can be near 0, or below: a ratio of estimates would say nothing.
         measured = "corrected" not in name and popularity[name] > 0

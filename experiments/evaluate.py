@@ -155,7 +155,7 @@ def _open(directory: pathlib.Path, part: str, step: int | None, overrides: Seque
     if overrides:
         model = _with_config(model, config)
     title = (
-        f"{interactions.name}: {part} of {config.model.attention} attention after step "
+        f"{interactions.name}: {part} of {_setup.model_config(config).name} after step "
         f"{model.step:,}"
     )
     return Asked(config, interactions, split, part, model.mesh, *_encoder(model), title)

@@ -26,7 +26,7 @@ from blossom_jax.metric_log import MetricLog, Terminal
 from blossom_jax.model import num_params
 from blossom_jax.train_step import State
 from blossom_jax.trainer import Progress, Trainer, on_devices, saved_after
-from experiments import _cli, _continue, _distributed, _results, _setup, _workdir
+from experiments import _cli, _continue, _distributed, _record, _results, _setup, _workdir
 from experiments._plan import Plan, make_plan
 
 
@@ -128,8 +128,8 @@ def _describe(plan: Plan, progress: Progress) -> str:
     return (
         f"{begun}{log.name}: {log.num_users:,} users, {log.num_items:,} items, {log.num_events:,} "
         f"events; {plan.split.card['rule']}, {len(plan.split.valid.users):,} users in validation, "
-        f"{len(plan.split.test.users):,} in test. {config.model.attention} attention, "
-        f"{_count_params(plan):,} parameters, on {_devices(plan.mesh)}. Rows of "
+        f"{len(plan.split.test.users):,} in test. {_setup.model_config(config).name}, "
+        f"{_count_params(plan):,} parameters, on {_record.device_name(plan.mesh)}. Rows of "
         f"{config.data.row_length} tokens, {plan.stream.fill:.1%} full; {config.train.batch_rows} "
         f"rows a step, {plan.stream.steps_per_epoch:,} steps an epoch, {plan.schedule.num_steps:,} "
         f"in all. Popularity has {metric} {plan.valid.popularity()[metric]:.4f} in validation."
@@ -139,36 +139,25 @@ def _describe(plan: Plan, progress: Progress) -> str:
 def _test(plan: Plan, params: nnx.State, progress: Progress) -> dict:
     """Asks the test questions, once; returns what stands in results.json."""
     ranks = plan.test.rank(plan.evaluator, params)
-    return {
-        "dataset": plan.interactions.name,
-        "model": plan.config.model.attention,
-        "num_users": plan.interactions.num_users,
-        "num_items": plan.interactions.num_items,
-        "num_params": _count_params(plan),
-        "steps": progress.step,
-        "best_step": progress.best_step,
-        "seed": plan.config.seed,
-        "jax": jax.__version__,
-        "device": _devices(plan.mesh),
-        "commit": _workdir.git_commit(),
-        "train_seconds": progress.train_seconds,
-        "valid": progress.best_metrics,
-        "test": plan.test.summarize(ranks),
-        "test_by_length": plan.test.by_length(ranks),
-        "test_by_popularity": plan.test.by_popularity(ranks),
-        "popularity": plan.test.popularity(),
-        "protocol": plan.split.card,
-        "data": plan.interactions.card,
-    }
+    return _record.make_record(
+        plan.config,
+        plan.interactions,
+        plan.split,
+        plan.mesh,
+        plan.test,
+        ranks,
+        model=_setup.model_config(plan.config).name,
+        num_params=_count_params(plan),
+        step_bytes=plan.step_bytes,
+        steps=progress.step,
+        best_step=progress.best_step,
+        train_seconds=progress.train_seconds,
+        valid=progress.best_metrics,
+    )
 
 
 def _count_params(plan: Plan) -> int:
     return num_params(nnx.merge(plan.graphdef, plan.like["params"]))
-
-
-def _devices(mesh: jax.sharding.Mesh) -> str:
-    kind = mesh.devices.flat[0].device_kind
-    return kind if mesh.size == 1 else f"{mesh.size} x {kind}"
 
 
 if __name__ == "__main__":

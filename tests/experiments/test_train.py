@@ -235,6 +235,12 @@ def test_changed_data_is_refused(whole, monkeypatch):
         ({"eval__ks": "()"}, "eval.ks"),
         ({"eval__negatives_seed": -1}, "eval.negatives_seed must not be negative: -1"),
         ({"model__causal": False}, "train.target must be 'last'"),
+        ({"train__target": "masked"}, "train.target must be 'all' or 'last', got 'masked'"),
+        ({"train__mask_probability": 0.0}, "train.mask_probability must lie between 0 and 1"),
+        (
+            {"model__objective": "masked", "model__causal": False, "train__target": "last"},
+            "train.target='last' is for model.objective='next'",
+        ),
         ({"eval__num_negatives": 0}, "eval.num_negatives"),
         ({"eval__batch_users": 12}, "eval.batch_users=12"),
         ({"eval__batch_users": 8 * 10**9}, r"evaluation needs [\d,]{13,} bytes.*eval.batch_users"),
