@@ -38,7 +38,8 @@ class Plan(NamedTuple):
     graphdef: nnx.GraphDef
     like: State  # described
     init: Callable[[], State]
-    step: Callable[[State, dict], tuple[State, dict]]
+    step: Callable[[State, dict, jax.Array], tuple[State, dict]]
+    seed: jax.Array  # on the devices; the last argument of `step`
     valid: _evaluation.Evaluation
     test: _evaluation.Evaluation
     evaluator: Evaluator
@@ -84,7 +85,8 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         num_items=interactions.num_items,
         loss_chunk=config.train.loss_chunk,
     )
-    compiled = _compile(step, like, config, mesh)
+    seed = _place_seed(config.seed, mesh)
+    compiled = _compile(step, like, seed, config, mesh)
     evaluator = _evaluation.make_evaluator(config, graphdef, interactions.num_items, mesh)
     moments = memory.shard_bytes(like) - memory.shard_bytes(like["params"])
     for evaluation in (valid, test):
@@ -100,13 +102,33 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         like,
         lambda: init_state(make_model, optimizer, like),
         compiled,
+        seed,
         valid,
         test,
         evaluator,
     )
 
 
-def _compile(step: jax.stages.Wrapped, like: State, config, mesh) -> Callable:
+def with_seed(plan: Plan, seed: int) -> Plan:
+    """Returns the plan of the same run from another seed, with the same compiled programs."""
+    config = plan.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.seed = seed
+    make_model = _setup.model_maker(config, plan.interactions.num_items)
+    optimizer = _setup.make_optimizer(config, plan.schedule.num_steps)
+    return plan._replace(
+        config=config,
+        stream=_setup.make_stream(config, plan.interactions, plan.split),
+        init=lambda: init_state(make_model, optimizer, plan.like),
+        seed=_place_seed(seed, plan.mesh),
+    )
+
+
+def _place_seed(seed: int, mesh: jax.sharding.Mesh) -> jax.Array:
+    return jax.device_put(np.uint32(seed), sharding.replicated(mesh))
+
+
+def _compile(step: jax.stages.Wrapped, like: State, seed, config, mesh) -> jax.stages.Compiled:
     """Compiles the step for the only shapes that there are; refuses one that does not fit."""
     shape = config.train.batch_rows, config.data.row_length
     devices = list(mesh.devices.flat)
@@ -125,7 +147,6 @@ def _compile(step: jax.stages.Wrapped, like: State, config, mesh) -> Callable:
         name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
         for name in ("item_ids", "targets", "positions")
     }
-    seed = jax.device_put(np.uint32(config.seed), sharding.replicated(mesh))
     compiled = step.lower(like, batch, seed).compile()
     memory.check_fits("a training step", memory.program_bytes(compiled), devices, lower=lower)
-    return lambda state, batch: compiled(state, batch, seed)
+    return compiled

@@ -55,14 +55,18 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict | No
       UserError: Something in the config or the data; the folder is left as it was.
       NonFiniteError: A loss or gradient that is not finite.
     """
-    plan = make_plan(config)
-    _workdir.write_config(workdir, config)
+    return run(make_plan(config), workdir)
+
+
+def run(plan: Plan, workdir: pathlib.Path) -> dict | None:
+    """Trains as `train` does, by a plan that is made already."""
+    _workdir.write_config(workdir, plan.config)
     with contextlib.closing(plan.stream), _checkpoints(workdir) as checkpoints:
         state, progress = _start_or_resume(plan, checkpoints)
         with _logs(workdir, progress.step, plan.schedule.num_steps) as (log, terminal):
             terminal.say(_describe(plan, progress))
             trainer = Trainer(
-                plan.step,
+                lambda state, batch: plan.step(state, batch, plan.seed),
                 lambda params: plan.valid.summarize(plan.valid.rank(plan.evaluator, params)),
                 plan.schedule,
                 checkpoints,

@@ -1,0 +1,95 @@
+"""The runs of a sweep: where they are, and how those of one row are tuned and trained.
+
+A run is a folder as `experiments.train` leaves it, `WORKDIR/ROW/POINT/seed_N`, where POINT are the
+values of the grid; without a grid there is none.
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+from blossom_jax.errors import UserError
+from experiments import _plan, _workdir, train
+from experiments.sweep.definition import Sweep, Values, with_values
+
+
+def run_folder(workdir: pathlib.Path, row: str, point: Values, seed: int) -> pathlib.Path:
+    """Returns the folder of one run."""
+    names = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())
+    return workdir / row / names / f"seed_{seed}"
+
+
+def train_row(
+    sweep: Sweep,
+    row: str,
+    config: ml_collections.ConfigDict,
+    seeds: Sequence[int],
+    workdir: pathlib.Path,
+) -> bool:
+    """Tunes a row with the first seed, and trains the winner with all; resumes what was begun.
+
+    Args:
+      sweep: Names the rows and the grid.
+      row: Its name.
+      config: That all rows begin from.
+      seeds: Of the runs.
+      workdir: Folder of the sweep.
+
+    Returns:
+      Whether the row is complete; False after a SIGTERM.
+
+    Raises:
+      UserError: Whatever makes a run impossible.
+    """
+    config = with_values(config, sweep.rows[row])
+    points = sweep.points()
+    if len(points) > 1:
+        for point in points:
+            if not _train_seeds(with_values(config, point), workdir, row, point, seeds[:1]):
+                return False
+    point = winner(sweep, workdir, row, seeds[0], config.eval.metric)
+    assert point is not None  # all were trained
+    return _train_seeds(with_values(config, point), workdir, row, point, seeds)
+
+
+def winner(sweep: Sweep, workdir: pathlib.Path, row: str, seed: int, metric: str) -> Values | None:
+    """Returns the point of the grid with the best validation metric; None before all are trained.
+
+    Args:
+      sweep: Names the grid.
+      workdir: Folder of the sweep.
+      row: Name of the row.
+      seed: That all points were trained with.
+      metric: Of validation, higher is better.
+    """
+    points = sweep.points()
+    if len(points) == 1:
+        return points[0]
+    found = [_workdir.read_results(run_folder(workdir, row, point, seed)) for point in points]
+    reached = [results["valid"][metric] for results in found if results is not None]
+    if len(reached) < len(points):
+        return None
+    return points[reached.index(max(reached))]
+
+
+def _train_seeds(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    row: str,
+    point: Values,
+    seeds: Sequence[int],
+) -> bool:
+    """Trains the seeds that are not finished; returns whether all are."""
+    plan: _plan.Plan | None = None
+    for seed in seeds:
+        folder = run_folder(workdir, row, point, seed)
+        own = with_values(config, {"seed": seed})
+        _workdir.check_config(folder, own)
+        if _workdir.read_results(folder) is None:
+            plan = _plan.with_seed(plan, seed) if plan else _plan.make_plan(own)
+            print(f"{row} {point or ''} seed {seed}: {folder}", flush=True)
+            if train.run(plan, folder) is None:
+                return False
+    return True
