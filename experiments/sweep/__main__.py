@@ -1,6 +1,6 @@
-"""Trains the rows of a table with several seeds, and says which differences are more than noise.
+r"""Trains the rows of a table with several seeds, and says which differences are more than noise.
 
-    python -m experiments.sweep --config=configs/yelp.py --sweep=configs/sweeps/quickstart.py \\
+    python -m experiments.sweep --config=configs/yelp.py --sweep=configs/sweeps/quickstart.py \
         --seeds=5 --workdir=runs/yelp_sweep
 
 configs/sweeps/quickstart.py tells the format of sweep files. The same command again resumes what

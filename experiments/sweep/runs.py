@@ -6,11 +6,9 @@ values of the grid; without a grid there is none.
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import ml_collections
 
-from blossom_jax.errors import UserError
 from experiments import _plan, _workdir, train
 from experiments.sweep.definition import Sweep, Values, with_values
 
