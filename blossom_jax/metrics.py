@@ -47,26 +47,28 @@ def rank_of_target(
 
 
 def rank_among(
-    scores: Float[Array, "B items"], target: Int[Array, "B"], negatives: Int[Array, "B N"]
-) -> Float[Array, "B"]:
+    scores: Float[Array, "B items"], target: Int[Array, "B"], negatives: Int[Array, "B *P N"]
+) -> Float[Array, "B *P"]:
     """Ranks the target among some items that are drawn for each user and not the target itself.
 
     Args:
       scores: Of every item; item k in column k.
       target: The item that the user chose.
-      negatives: Other items, from `draw_negatives`.
+      negatives: Other items, from `negatives.draw`, of any number P of protocols; 0 = none.
 
     Returns:
       Ranks from 1 to N + 1, in halves; inf = a miss.
     """
-    return _rank(_scores_of(negatives, scores), True, _scores_of(target[:, None], scores), 0)
+    own = _scores_of(target[:, None], scores)
+    others = _scores_of(negatives.reshape(len(negatives), -1), scores).reshape(negatives.shape)
+    return _rank(others, negatives > 0, own.reshape(-1, *(1,) * (negatives.ndim - 1)), 0)
 
 
 def _rank(others, counts, own, own_among_others):
     # Summed in f32, which XLA's CPU does ten times faster than in integers.
     above = (others > own).astype(jnp.float32) + 0.5 * (others == own)
-    rank = 1 - 0.5 * own_among_others + jnp.sum(jnp.where(counts, above, 0), axis=1)
-    return jnp.where(jnp.isnan(own[:, 0]), jnp.inf, rank)
+    rank = 1 - 0.5 * own_among_others + jnp.sum(jnp.where(counts, above, 0), axis=-1)
+    return jnp.where(jnp.isnan(own[..., 0]), jnp.inf, rank)
 
 
 def _scores_of(items, scores):
@@ -94,6 +96,22 @@ def metrics_from_ranks(
     if not len(ranks):
         raise ValueError(f"metrics need at least one user, got {ranks.shape=}")
     return {name: float(np.mean(gains)) for name, gains in _gains(ranks, ks).items()}
+
+
+def gains_from_ranks(ranks: Float[np.ndarray, "*n"], name: str) -> Float[np.ndarray, "*n"]:
+    """Returns what each user adds to a metric; their mean is the metric.
+
+    Args:
+      ranks: Rank of each user's target; inf = a miss.
+      name: "recall@10", "ndcg@5", ...
+
+    Raises:
+      ValueError: A name that is no metric of ranks.
+    """
+    kind, _, k = name.partition("@")
+    if kind not in ("recall", "ndcg", "mrr") or not k.isdigit():
+        raise ValueError(f"the metric must be recall@k, ndcg@k or mrr@k, got {name!r}")
+    return _gains(ranks, [int(k)])[name]
 
 
 def _gains(ranks, ks):
@@ -141,6 +159,7 @@ def corrected_metrics_from_ranks(
     *,
     num_items: int,
     num_negatives: int,
+    num_excluded: Int[np.ndarray, "n"] | int = 0,
     variance_weight: float = 0.03,
 ) -> dict[str, float]:
     """Estimates the metrics of a full ranking from ranks among uniform negatives.
@@ -157,16 +176,25 @@ def corrected_metrics_from_ranks(
       ranks: Rank of each user's target among itself and the negatives; inf = a miss.
       ks: Where the full ranking is cut off.
       num_items: V, size of the catalogue.
-      num_negatives: Negatives a user, drawn without repetition.
+      num_negatives: Negatives a user, drawn without repetition; all others where those are fewer.
+      num_excluded: Items besides the target that were never drawn for a user, and are not in the
+        full ranking either. Taken down to whole hundredths of V.
       variance_weight: In 0..1.
 
     Returns:
       As `metrics_from_ranks`. An estimate near 0 can be slightly negative.
     """
-    names, values = _corrected_values(tuple(ks), num_items, num_negatives, variance_weight)
-    sampled_ranks = np.arange(1, num_negatives + 2)
-    estimates = (np.interp(ranks, sampled_ranks, column, right=0) for column in values.T)
-    return {name: float(np.mean(found)) for name, found in zip(names, estimates, strict=True)}
+    step = max(1, num_items // 100)
+    sizes = num_items - np.broadcast_to(num_excluded, np.shape(ranks)) // step * step
+    total = {}
+    for size in np.unique(sizes).tolist():
+        num = min(num_negatives, size - 1)
+        names, values = _corrected_values(tuple(ks), size, num, variance_weight)
+        chosen = ranks[sizes == size]
+        for name, column in zip(names, values.T, strict=True):
+            estimates = np.interp(chosen, np.arange(1, num + 2), column, right=0)
+            total[name] = total.get(name, 0.0) + float(np.sum(estimates))
+    return {name: value / len(ranks) for name, value in total.items()}
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from blossom_jax.data.interactions import Interactions
 from blossom_jax.data.ragged import ragged_arange
 from blossom_jax.data.split import Split, Targets
 from blossom_jax.evaluate import Ranks
+from blossom_jax.negatives import Negatives
 
 
 def item_counts(interactions: Interactions, split: Split) -> Int[np.ndarray, "items"]:
@@ -31,7 +32,7 @@ def popularity_ranks(
     interactions: Interactions,
     split: Split,
     targets: Targets,
-    negatives: Int[np.ndarray, "n N"],
+    negatives: Negatives,
     coverage_ks: Sequence[int] = (),
 ) -> Ranks:
     """Ranks every target by how often each item occurs in what is trained on.
@@ -40,7 +41,7 @@ def popularity_ranks(
       interactions: A prepared log.
       split: Says what is trained on.
       targets: The users to evaluate and their targets.
-      negatives: From `metrics.draw_negatives`, those of the model.
+      negatives: From `negatives.draw`, those of the model.
       coverage_ks: Where the rankings are cut off whose coverage is asked for, if it is.
 
     Returns:
@@ -58,12 +59,14 @@ def popularity_ranks(
     user, item = _seen(interactions, targets)
     ahead = np.bincount(user, _ahead(counts[item], own[user]), minlength=len(target))
     repeated = np.bincount(user, item == target[user], minlength=len(target)) > 0
+    ahead_of_own = _ahead(counts[negatives.items], own[:, None, None]) * (negatives.items > 0)
     return Ranks(
         full=np.where(repeated, np.inf, full_keep - ahead),
         full_keep=full_keep,
-        uniform=1 + np.sum(_ahead(counts[negatives], own[:, None]), axis=1),
+        sampled=dict(zip(negatives.names, 1 + np.sum(ahead_of_own, axis=2).T, strict=True)),
         num_items=interactions.num_items,
-        num_negatives=negatives.shape[1],
+        num_negatives=negatives.items.shape[2],
+        num_seen=negatives.num_seen,
         best_places=_best_places(counts, user, item, max(coverage_ks)) if coverage_ks else {},
     )
 

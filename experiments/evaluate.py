@@ -14,7 +14,7 @@ from blossom_jax import sharding
 from blossom_jax.checkpoint import Checkpoints
 from blossom_jax.errors import UserError
 from blossom_jax.train_step import abstract_params
-from experiments import _cli, _evaluation, _results, _setup, _workdir
+from experiments import _cli, _evaluation, _protocol, _results, _setup, _workdir
 
 
 def main(argv: Sequence[str]) -> None:
@@ -65,6 +65,7 @@ def evaluate(workdir: pathlib.Path, part: str) -> dict:
         "popularity": evaluation.popularity(),
         "by_length": evaluation.by_length(ranks),
         "by_popularity": evaluation.by_popularity(ranks),
+        "protocol": _protocol.make_card(config, interactions, split),
     }
 
 

@@ -25,7 +25,7 @@ from blossom_jax.metric_log import MetricLog, Terminal
 from blossom_jax.model import num_params
 from blossom_jax.train_step import State
 from blossom_jax.trainer import Progress, Trainer, on_devices
-from experiments import _cli, _results, _setup, _workdir
+from experiments import _cli, _protocol, _ranks, _results, _setup, _workdir
 from experiments._plan import Plan, make_plan
 
 
@@ -82,7 +82,7 @@ def run(plan: Plan, workdir: pathlib.Path) -> dict | None:
             if params is None:
                 terminal.say(f"the parameters after step {progress.step:,} are tested instead")
                 params = state["params"]
-            results = _test(plan, params, progress)
+            results = _test(plan, params, progress, workdir)
             log.write(progress.step, "test", results["test"])
             _workdir.write_results(workdir, results)
     return results
@@ -130,9 +130,10 @@ def _describe(plan: Plan, progress: Progress) -> str:
     )
 
 
-def _test(plan: Plan, params: nnx.State, progress: Progress) -> dict:
-    """Asks the test questions, once; returns what stands in results.json."""
+def _test(plan: Plan, params: nnx.State, progress: Progress, workdir: pathlib.Path) -> dict:
+    """Asks the test questions, once; saves every rank, returns what stands in results.json."""
     ranks = plan.test.rank(plan.evaluator, params)
+    _ranks.write(workdir, plan.split.test, ranks)
     return {
         "dataset": plan.interactions.name,
         "model": plan.config.model.attention,
@@ -151,7 +152,7 @@ def _test(plan: Plan, params: nnx.State, progress: Progress) -> dict:
         "test_by_length": plan.test.by_length(ranks),
         "test_by_popularity": plan.test.by_popularity(ranks),
         "popularity": plan.test.popularity(),
-        "protocol": plan.split.card,
+        "protocol": _protocol.make_card(plan.config, plan.interactions, plan.split),
         "data": plan.interactions.card,
     }
 

@@ -17,7 +17,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 # The shapes that these modules name are checked whenever a test calls them.
 _ARRAY_MODULES = ("attention", "compression", "layers", "model", "losses", "metrics", "evaluate")
-_ARRAY_MODULES += ("popularity", "coverage", "buckets", "data.ragged", "data.packing")
+_ARRAY_MODULES += ("popularity", "negatives", "coverage", "buckets", "data.ragged", "data.packing")
 _ARRAY_MODULES += ("data.windows", "data.split")
 _ARRAY_MODULES += ("data.train_batches", "data.evaluation_batches")
 # The ops' api.py is left out: its own checks are tested with shapes that are wrong.

@@ -85,6 +85,16 @@ def test_rank_among_negatives(seed):
     np.testing.assert_array_equal(found, list(map(slow_rank, scores, target, negatives)))
 
 
+def test_several_sets_of_negatives_are_ranked_apart_and_none_counts_for_nothing():
+    scores, target, _ = random_case(1)
+    sets = np.stack([metrics.draw_negatives(target, 30, num=10, seed=seed) for seed in (0, 1)], 1)
+    sets[::2, 1, 4:] = 0
+    found = jax.jit(metrics.rank_among)(scores, target, sets)
+    for p in range(2):
+        some = [row[row > 0] for row in sets[:, p]]
+        np.testing.assert_array_equal(found[:, p], list(map(slow_rank, scores, target, some)))
+
+
 def test_all_others_as_negatives_give_the_full_ranking():
     scores, target, _ = random_case(0)
     negatives = metrics.draw_negatives(target, 30, num=100)
@@ -172,6 +182,22 @@ def test_correction_comes_near_the_full_metrics(concentration):
     for name in ("recall@10", "ndcg@10", "recall@20"):
         assert abs(corrected[name] - exact[name]) < 0.2 * exact[name] + 2e-3
         assert abs(naive[name] - exact[name]) > 0.5 * exact[name]
+
+
+def test_correction_knows_how_many_items_each_user_draws_from():
+    ranks, excluded = np.array([1, 2, 7, 3, 101.0]), np.array([0, 150, 1999, 2000, 1500])
+    found = metrics.corrected_metrics_from_ranks(
+        ranks, KS, num_items=10_000, num_negatives=100, num_excluded=excluded
+    )
+    alone = [
+        metrics.corrected_metrics_from_ranks(
+            ranks[i : i + 1], KS, num_items=10_000 - seen, num_negatives=100
+        )
+        for i, seen in enumerate([0, 100, 1900, 2000, 1500])  # down to whole hundredths
+    ]
+    for name, value in found.items():
+        assert value == pytest.approx(np.mean([one[name] for one in alone]), abs=1e-12)
+    assert len({one["recall@10"] for one in alone[2:4]}) == 2
 
 
 def test_correction_minimises_bias_and_variance():
