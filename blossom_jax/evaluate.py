@@ -136,7 +136,7 @@ class Evaluator:
         needed = [0]
         for rows, length, seen in shapes:
             widths = {"item_ids": [length], "positions": [length], "last": [], "target": []}
-            widths |= {"seen": [seen], "negatives": negatives_shape}
+            widths |= {"seen": [seen], "negatives": [*negatives_shape]}
             inputs = {
                 name: jax.ShapeDtypeStruct((rows, *width), jnp.int32, sharding=place)
                 for name, width in widths.items()

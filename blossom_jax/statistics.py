@@ -18,11 +18,11 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     Args:
       values: One number a seed. A single one has no interval: the half width is NaN.
     """
-    values = np.asarray(values, np.float64)
-    if len(values) < 2:
-        return float(values.mean()), float("nan")
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(error * stats.t.ppf((1 + LEVEL) / 2, len(values) - 1))
+    mean, num = float(np.mean(values)), len(values)
+    if num < 2:
+        return mean, float("nan")
+    error = np.std(values, ddof=1) / np.sqrt(num)
+    return mean, float(error * stats.t.ppf((1 + LEVEL) / 2, num - 1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,7 +28,7 @@ def write(workdir: pathlib.Path, targets: Targets, ranks: Ranks) -> None:
     if jax.process_index() != 0:
         return
     by_protocol = {"full": ranks.full, "full_keep": ranks.full_keep, **ranks.sampled}
-    arrays = {name: values.astype(np.float32) for name, values in by_protocol.items()}
+    arrays: dict[str, Any] = {n: values.astype(np.float32) for n, values in by_protocol.items()}
     partial = workdir / f"{_FILE}.partial"
     with partial.open("wb") as file:  # given a name, NumPy would put .npz behind it
         np.savez_compressed(file, user=targets.users.astype(np.int32), **arrays)

@@ -48,11 +48,11 @@ def table(
     """
     ks = [int(name.partition("@")[2]) for name in model if "@" in name]
     k = _HEADLINE if _HEADLINE in ks else max(ks)
-    rows = [("", "BlossomRec", "popularity", "ratio")]
+    rows: list[tuple[str, ...]] = [("", "BlossomRec", "popularity", "ratio")]
     for name in (name for name in model if name.endswith(f"@{k}")):
         rows.append((name, f"{model[name]:.4f}", *_beside(name, model, popularity)))
     parts = [
-        "\n".join(_align(rows)),
+        "\n".join(align(rows)),
         _by_bucket("history length", "length", by_length, k),
         _by_bucket("target trained on", "count", by_popularity, k),
         _protocol.describe(protocol),
@@ -79,10 +79,11 @@ def _by_bucket(title, name, buckets, k):
         values = f"{bucket[f'min_{name}']}-{bucket[f'max_{name}']}"
         metrics = (f"{bucket[metric]:.4f}" for metric in shown)
         rows.append((values, f"{bucket['num_users']:,}", *metrics))
-    return "\n".join(_align(rows))
+    return "\n".join(align(rows))
 
 
-def _align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+def align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yields a table's lines: the first column to the left, the others to the right."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *others in rows:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from blossom_jax.errors import UserError
 from experiments import _cli
-from experiments.sweep import processes, runs
+from experiments.sweep import folder, processes, runs
 from experiments.sweep.definition import load_sweep, with_values
 
 
@@ -33,17 +33,25 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"--{name} must be at least {least}, got {value}")
     workdir = pathlib.Path(arguments.workdir)
     seeds = [config.seed + n for n in range(arguments.seeds)]
-    if arguments.only is None:
-        for changes in sweep.rows.values():
-            with_values(config, changes)  # an unknown key is refused before anything is trained
-        commands = {
-            row: [sys.executable, "-m", "experiments.sweep", *argv, f"--only={row}"]
-            for row in sweep.rows
-        }
-        return max(processes.run_all(commands, jobs=arguments.jobs).values())
-    if arguments.only not in sweep.rows:
-        raise UserError(f"--only={arguments.only}: the rows are {', '.join(sweep.rows)}")
-    finished = runs.train_row(sweep, arguments.only, config, seeds, workdir)
+    if arguments.only is not None:
+        return _train_one(sweep, arguments.only, config, seeds, workdir)
+    for changes in sweep.rows.values():
+        for point in sweep.points():  # a mistake is refused before anything is trained
+            with_values(config, changes | point)
+    folder.write_definition(workdir, sweep, seeds, config.eval.metric)
+    commands = {
+        row: [sys.executable, "-m", "experiments.sweep", *argv, f"--only={row}"]
+        for row in sweep.rows
+    }
+    codes = processes.run_all(commands, jobs=arguments.jobs)
+    print(folder.summarize(workdir))
+    return max(codes.values())
+
+
+def _train_one(sweep, row, config, seeds, workdir) -> int:
+    if row not in sweep.rows:
+        raise UserError(f"--only={row}: the rows are {', '.join(sweep.rows)}")
+    finished = runs.train_row(sweep, row, config, seeds, workdir)
     return 0 if finished else processes.STOPPED
 
 

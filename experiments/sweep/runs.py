@@ -6,11 +6,28 @@ values of the grid; without a grid there is none.
 
 import pathlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import ml_collections
 
 from experiments import _plan, _workdir, train
 from experiments.sweep.definition import Sweep, Values, with_values
+
+
+class Run(NamedTuple):
+    """A finished run.
+
+    Attributes:
+      row: Name of its row.
+      point: Values of the grid.
+      folder: Where it is.
+      results: What stands in its results.json.
+    """
+
+    row: str
+    point: Values
+    folder: pathlib.Path
+    results: dict
 
 
 def run_folder(workdir: pathlib.Path, row: str, point: Values, seed: int) -> pathlib.Path:
@@ -47,9 +64,9 @@ def train_row(
         for point in points:
             if not _train_seeds(with_values(config, point), workdir, row, point, seeds[:1]):
                 return False
-    point = winner(sweep, workdir, row, seeds[0], config.eval.metric)
-    assert point is not None  # all were trained
-    return _train_seeds(with_values(config, point), workdir, row, point, seeds)
+    best = winner(sweep, workdir, row, seeds[0], config.eval.metric)
+    assert best is not None  # all were trained
+    return _train_seeds(with_values(config, best), workdir, row, best, seeds)
 
 
 def winner(sweep: Sweep, workdir: pathlib.Path, row: str, seed: int, metric: str) -> Values | None:
@@ -66,7 +83,7 @@ def winner(sweep: Sweep, workdir: pathlib.Path, row: str, seed: int, metric: str
     if len(points) == 1:
         return points[0]
     found = [_workdir.read_results(run_folder(workdir, row, point, seed)) for point in points]
-    reached = [results["valid"][metric] for results in found if results is not None]
+    reached = [each["valid"][metric] for each in found if each is not None]
     if len(reached) < len(points):
         return None
     return points[reached.index(max(reached))]
@@ -91,3 +108,30 @@ def _train_seeds(
             if train.run(plan, folder) is None:
                 return False
     return True
+
+
+def finished(
+    sweep: Sweep,
+    workdir: pathlib.Path,
+    row: str,
+    seeds: Sequence[int],
+    metric: str,
+) -> list[Run]:
+    """Returns the runs of a row that are there, of the winner of the grid alone.
+
+    Args:
+      sweep: Names the grid.
+      workdir: Folder of the sweep.
+      row: Name of the row.
+      seeds: Of the runs; the first chose the winner.
+      metric: Of validation, that chose it.
+    """
+    point = winner(sweep, workdir, row, seeds[0], metric)
+    if point is None:
+        return []
+    folders = [run_folder(workdir, row, point, seed) for seed in seeds]
+    return [
+        Run(row, point, folder, results)
+        for folder in folders
+        if (results := _workdir.read_results(folder)) is not None
+    ]
