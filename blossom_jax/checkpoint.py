@@ -108,6 +108,10 @@ class Checkpoints:
         )
         return {"params": restored.params, **restored.optimizer}, restored.progress
 
+    def steps(self) -> list[int]:
+        """Returns the steps whose checkpoints are there, whole or not, ascending."""
+        return sorted(int(path.name) for path in self._directory.glob("*") if path.name.isdigit())
+
     def latest_progress(self) -> dict | None:
         """Returns the progress of the latest checkpoint that is whole, or None."""
         step = self._latest_whole(remove=False)
@@ -138,8 +142,7 @@ class Checkpoints:
 
     def _latest_whole(self, *, remove: bool) -> int | None:
         """Returns the latest step whose checkpoint is whole; reports, or removes, later ones."""
-        steps = [int(path.name) for path in self._directory.glob("*") if path.name.isdigit()]
-        for step in sorted(steps, reverse=True):
+        for step in reversed(self.steps()):
             if self._is_whole(step):
                 return step
             folder = self._directory / str(step)

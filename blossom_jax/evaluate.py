@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from blossom_jax import memory, metrics, sharding
 from blossom_jax.coverage import NOWHERE, coverage, note_places
-from blossom_jax.data.evaluation_batches import BatchShape
+from blossom_jax.data.history_batches import BatchShape
 from blossom_jax.negatives import Negatives
 
 Params = Any  # a pytree

@@ -1,5 +1,7 @@
 """BlossomRec: an item embedding, post-norm transformer blocks, and scores by the same embedding."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,7 +11,7 @@ from blossom_jax import layers
 from blossom_jax.attention import make_attention
 from blossom_jax.config import ModelConfig
 
-__all__ = ["BlossomRec", "EncoderLayer", "ModelConfig", "num_params"]
+__all__ = ["BlossomRec", "EncoderLayer", "ModelConfig", "model_maker", "num_params"]
 
 _TABLE_ROWS_MULTIPLE = 128  # the table splits evenly over any number of devices up to this
 
@@ -108,6 +110,17 @@ class BlossomRec(nnx.Module):
         # The GPU's default would round f32 inputs to 10 bits, and so make ties.
         exact = jax.lax.Precision.HIGHEST
         return jnp.einsum("...m,vm->...v", hidden.astype(jnp.float32), table, precision=exact)
+
+
+def model_maker(config: ModelConfig, num_items: int, seed: int) -> Callable[[], BlossomRec]:
+    """Returns a function that builds the model with its initial parameters.
+
+    Args:
+      config: Sizes and switches.
+      num_items: V, size of the catalogue.
+      seed: Of the initial parameters.
+    """
+    return lambda: BlossomRec(config, num_items, rngs=nnx.Rngs(seed))
 
 
 def num_params(model: BlossomRec) -> int:

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -120,7 +119,10 @@ class Trainer:
     def fit(
         self, state: dict, progress: Progress, batches: Iterator[tuple[dict, dict]]
     ) -> tuple[dict, Progress]:
-        """Trains until the last step, the end of patience, or a SIGTERM.
+        """Trains until the last step, the end of patience, a SIGTERM or Ctrl-C.
+
+        After either signal the step at hand is finished and saved. A second Ctrl-C does not wait
+        for that.
 
         Args:
           state: Training state; donated.
@@ -132,10 +134,12 @@ class Trainer:
 
         Raises:
           NonFiniteError: At a loss or gradient that is not finite, with the step.
+          KeyboardInterrupt: After a Ctrl-C, with the state on its way to the disk; at once after
+            two.
         """
         began = time.monotonic() - progress.train_seconds
         running = collections.deque()  # steps that the device may still be at work on
-        with _sigterm() as terminated:
+        with _signals() as received:
             stop = False
             while not (stop or self.finished(progress)):
                 batch, progress.input_state = next(batches)
@@ -144,7 +148,7 @@ class Trainer:
                 progress.step += 1
                 running.append((progress.step, metrics))
                 self.terminal.advance()
-                stop = terminated.is_set()
+                stop = bool(received)
 
                 # Looking at the step before, while this one runs, never keeps the device waiting.
                 allowed = 0 if stop or self.schedule.reports(progress.step) else 1
@@ -158,6 +162,8 @@ class Trainer:
                 if stop or self.schedule.saves(progress.step):
                     progress.train_seconds = time.monotonic() - began
                     self._save(state, progress)
+        if signal.SIGINT in received:
+            raise KeyboardInterrupt(saved_after(progress.step))
         return state, progress
 
     def finished(self, progress: Progress) -> bool:
@@ -203,15 +209,29 @@ class Trainer:
         )
 
 
+def saved_after(step: int) -> str:
+    """Says how a run that was stopped goes on."""
+    return f"stopped after step {step:,}; run the same command to go on"
+
+
 @contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """Sets an event at SIGTERM, so that a step can be finished and saved, instead of dying."""
-    terminated = threading.Event()
-    previous = signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and the first Ctrl-C, so that a step can be finished and saved."""
+    received: list[int] = []
+
+    def receive(number, frame):
+        if number in received and number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        received.append(number)
+
+    previous = {
+        number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
-        yield terminated
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def on_devices(

@@ -63,8 +63,9 @@ def errors_to_exit_code() -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         _exit(2, f"out of memory: {str(error).splitlines()[0]}")
-    except KeyboardInterrupt:
-        _exit(130, "interrupted")
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
 
 
 def _exit(code: int, message: str) -> None:

@@ -48,9 +48,9 @@ def table(
     """
     ks = [int(name.partition("@")[2]) for name in model if "@" in name]
     k = _HEADLINE if _HEADLINE in ks else max(ks)
-    rows: list[tuple[str, ...]] = [("", "BlossomRec", "popularity", "ratio")]
+    rows = [["", "BlossomRec", "popularity", "ratio"]]
     for name in (name for name in model if name.endswith(f"@{k}")):
-        rows.append((name, f"{model[name]:.4f}", *_beside(name, model, popularity)))
+        rows.append([name, f"{model[name]:.4f}", *_beside(name, model, popularity)])
     parts = [
         "\n".join(align(rows)),
         _by_bucket("history length", "length", by_length, k),
@@ -74,11 +74,11 @@ def _by_bucket(title, name, buckets, k):
     if not buckets:
         return ""
     shown = (f"full/ndcg@{k}", f"full_keep/ndcg@{k}")
-    rows = [(title, "users", *shown)]
+    rows = [[title, "users", *shown]]
     for bucket in buckets:
         values = f"{bucket[f'min_{name}']}-{bucket[f'max_{name}']}"
         metrics = (f"{bucket[metric]:.4f}" for metric in shown)
-        rows.append((values, f"{bucket['num_users']:,}", *metrics))
+        rows.append([values, f"{bucket['num_users']:,}", *metrics])
     return "\n".join(align(rows))
 
 

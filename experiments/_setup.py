@@ -5,9 +5,8 @@ from collections.abc import Callable
 import jax
 import ml_collections
 import optax
-from flax import nnx
 
-from blossom_jax import data, optimizer
+from blossom_jax import data, model, optimizer
 from blossom_jax.compression import is_compressor_parameter
 from blossom_jax.data.pipeline import TrainStream
 from blossom_jax.data.registry import DATASETS
@@ -84,8 +83,7 @@ def make_stream(
 
 def model_maker(config: ml_collections.ConfigDict, num_items: int) -> Callable[[], BlossomRec]:
     """Returns a function that builds the model with its initial parameters."""
-    model_config = ModelConfig(**config.model)
-    return lambda: BlossomRec(model_config, num_items, rngs=nnx.Rngs(config.seed))
+    return model.model_maker(ModelConfig(**config.model), num_items, config.seed)
 
 
 def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Schedule:

@@ -1,4 +1,4 @@
-"""The files of a run's folder besides its checkpoints and logs: config.json and results.json."""
+"""The files of a run's folder besides its checkpoints and logs."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import subprocess
 import jax
 import ml_collections
 
+from blossom_jax import catalogue, data, popularity, trained_model
 from blossom_jax.errors import UserError
 from experiments import _cli
 
@@ -44,20 +45,22 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     Raises:
       UserError: There is none, or it cannot be read.
     """
-    path = workdir / "config.json"
-    try:
-        values = json.loads(path.read_text())
-        values["eval"]["ks"] = tuple(values["eval"]["ks"])  # JSON has no tuples
-    except OSError as error:
-        raise UserError(f"{workdir} holds no run: {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    return ml_collections.ConfigDict(values).lock()
+    return ml_collections.ConfigDict(trained_model.read_config(workdir)).lock()
 
 
 def write_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Writes config.json, into a folder that it makes if need be; the first process does."""
     _write_json(workdir / "config.json", config.to_dict())
+
+
+def write_catalogue(
+    workdir: pathlib.Path, interactions: data.Interactions, split: data.Split
+) -> None:
+    """Writes items.json, so that the model can be used without the log; the first process does."""
+    if jax.process_index() == 0:
+        counts = popularity.item_counts(interactions, split)[1:]
+        item_ids = interactions.item_ids.tolist()
+        catalogue.save(catalogue.Catalogue(interactions.name, item_ids, counts), workdir)
 
 
 def read_results(workdir: pathlib.Path) -> dict | None:

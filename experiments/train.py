@@ -24,7 +24,7 @@ from blossom_jax.checkpoint import Checkpoints
 from blossom_jax.metric_log import MetricLog, Terminal
 from blossom_jax.model import num_params
 from blossom_jax.train_step import State
-from blossom_jax.trainer import Progress, Trainer, on_devices
+from blossom_jax.trainer import Progress, Trainer, on_devices, saved_after
 from experiments import _cli, _protocol, _ranks, _results, _setup, _workdir
 from experiments._plan import Plan, make_plan
 
@@ -54,6 +54,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict | No
     Raises:
       UserError: Something in the config or the data; the folder is left as it was.
       NonFiniteError: A loss or gradient that is not finite.
+      KeyboardInterrupt: A Ctrl-C, after which the run was saved.
     """
     return run(make_plan(config), workdir)
 
@@ -61,6 +62,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict | No
 def run(plan: Plan, workdir: pathlib.Path) -> dict | None:
     """Trains as `train` does, by a plan that is made already."""
     _workdir.write_config(workdir, plan.config)
+    _workdir.write_catalogue(workdir, plan.interactions, plan.split)
     with contextlib.closing(plan.stream), _checkpoints(workdir) as checkpoints:
         state, progress = _start_or_resume(plan, checkpoints)
         with _logs(workdir, progress.step, plan.schedule.num_steps) as (log, terminal):
@@ -76,7 +78,7 @@ def run(plan: Plan, workdir: pathlib.Path) -> dict | None:
             batches = on_devices(plan.stream, plan.mesh)
             state, progress = trainer.fit(state, progress, batches)
             if not trainer.finished(progress):
-                terminal.say(f"stopped after step {progress.step:,}; run the same command to go on")
+                terminal.say(saved_after(progress.step))
                 return None
             params = checkpoints.restore_params(progress.best_step, plan.like["params"])
             if params is None:

@@ -7,8 +7,9 @@ import pathlib
 
 import jax
 
+from pallas_kernels import capable
+
 NAMES = ("reference", "xla", "triton", "triton_interpret")
-LEAST_CAPABILITY = 8.0  # of a GPU that Triton compiles for: A100, L4 and later
 _CROSSOVER = pathlib.Path(__file__).with_name("crossover.json")
 _log = logging.getLogger(__name__)
 
@@ -58,14 +59,7 @@ def _fastest(op: str, refusal: str | None, max_history: int | None) -> str:
 
 def gpu_refusal() -> str | None:
     """Says why the local GPU cannot run Triton kernels; None if it can."""
-    capability = getattr(jax.devices()[0], "compute_capability", None)
-    try:
-        enough = float(str(capability)) >= LEAST_CAPABILITY
-    except ValueError:
-        return f"Triton needs an NVIDIA GPU, this one tells {capability!r}"
-    if enough:
-        return None
-    return f"Triton needs compute capability {LEAST_CAPABILITY}, this GPU has {capability}"
+    return capable.refusal(jax.devices()[0])
 
 
 def reads_padding(name: str) -> bool:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from pallas_kernels.capable import where_triton_runs
+
 # It is deprecated since jax 0.11, and the only backend for GPUs that reads by an index.
 warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
 
@@ -88,6 +90,9 @@ def launch(
       num_stages: depth of the pipeline in loops over products.
       interpret: runs the kernel operation by operation on any device, for tests.
       **static: sizes known when compiling.
+
+    Raises:
+      NotImplementedError: when lowered for a GPU that cannot run it.
     """
 
     def body(x, out):
@@ -101,6 +106,9 @@ def launch(
         interpret=interpret,
         compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=num_stages),
     )
+    if not interpret:
+        first, *rest = jax.tree.leaves(arrays)
+        arrays = jax.tree.unflatten(jax.tree.structure(arrays), [where_triton_runs(first), *rest])
     return call(arrays)["out"]
 
 

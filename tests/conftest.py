@@ -20,6 +20,7 @@ _ARRAY_MODULES = ("attention", "compression", "layers", "model", "losses", "metr
 _ARRAY_MODULES += ("popularity", "negatives", "coverage", "buckets", "data.ragged", "data.packing")
 _ARRAY_MODULES += ("data.windows", "data.split")
 _ARRAY_MODULES += ("data.train_batches", "data.evaluation_batches")
+_ARRAY_MODULES += ("data.history_batches",)
 # The ops' api.py is left out: its own checks are tested with shapes that are wrong.
 _OPS = ("power_attention", "block_selection", "selected_attention", "blossom_attention")
 _CHECKED = [f"pallas_kernels.{op}.{module}" for op in _OPS for module in ("reference", "xla")]

@@ -1,4 +1,4 @@
-"""Keeps the README true: its code runs, and what it names exists."""
+"""Keeps the README and docs/ true: their code runs, and what they name exists."""
 
 import pathlib
 import re
@@ -8,6 +8,8 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 TREE = re.search(r"```\n(pallas_kernels/ .*?)```", README, re.DOTALL)[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
@@ -17,24 +19,30 @@ def test_python_runs(block, capsys):
     assert promised and capsys.readouterr().out.splitlines() == promised
 
 
-def test_linked_files_exist():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    ours = [link for link in links if "://" not in link]
-    assert ours and not [link for link in ours if not (ROOT / link).is_file()]
+@pages
+def test_linked_files_exist(page):
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    assert not [at for at in links if "://" not in at and not (page.parent / at).is_file()]
 
 
-def test_commands_and_configs_exist():
-    modules = re.findall(r"python -m (experiments\.\w+)", README)
+@pages
+def test_commands_and_configs_exist(page):
+    modules = re.findall(r"python -m (experiments\.\w+)", page.read_text())
     folders = [ROOT / module.replace(".", "/") for module in modules]
-    assert folders and all(f.with_suffix(".py").is_file() or f.is_dir() for f in folders)
-    configs = re.findall(r"--config=(configs/\w+\.py)", README)
-    assert configs and all((ROOT / config).is_file() for config in configs)
+    assert not [f for f in folders if not (f.with_suffix(".py").is_file() or f.is_dir())]
+    configs = re.findall(r"--config=(configs/\w+\.py)", page.read_text())
+    assert not [config for config in configs if not (ROOT / config).is_file()]
 
 
-def test_make_targets_exist():
+@pages
+def test_make_targets_exist(page):
     makefile = (ROOT / "Makefile").read_text()
-    targets = re.findall(r"(?:^|`)make ([\w-]+)", README, re.MULTILINE)
-    assert targets and not [t for t in targets if f"\n{t}:" not in makefile]
+    targets = re.findall(r"(?:^|`)make ([\w-]+)", page.read_text(), re.MULTILINE)
+    assert not [t for t in targets if f"\n{t}:" not in makefile]
+
+
+def test_every_page_is_linked_from_the_readme():
+    assert not [page.name for page in PAGES[1:] if f"](docs/{page.name})" not in README]
 
 
 def test_tree_names_only_what_exists():

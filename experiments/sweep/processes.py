@@ -13,7 +13,8 @@ STOPPED = 143  # exit code of a command that a SIGTERM stopped, after it saved
 def run_all(commands: Mapping[str, Sequence[str]], *, jobs: int) -> dict[str, int]:
     """Runs every command, a few at a time; one that fails stops no other.
 
-    A SIGTERM to this process goes to all that run, and no other is started.
+    A SIGTERM to this process goes to all that run, and no other is started. A Ctrl-C reaches them
+    all by itself.
 
     Args:
       commands: Arguments by name.
@@ -24,7 +25,7 @@ def run_all(commands: Mapping[str, Sequence[str]], *, jobs: int) -> dict[str, in
     """
     waiting, running = list(commands), {}
     codes = dict.fromkeys(commands, STOPPED)
-    with _passing_on_sigterm(running, waiting):
+    with _stopping(running, waiting):
         while waiting or running:
             while waiting and len(running) < jobs:
                 name = waiting.pop(0)
@@ -38,14 +39,15 @@ def run_all(commands: Mapping[str, Sequence[str]], *, jobs: int) -> dict[str, in
 
 
 @contextlib.contextmanager
-def _passing_on_sigterm(running: dict, waiting: list) -> Iterator[None]:
-    def stop(*_):
+def _stopping(running: dict, waiting: list) -> Iterator[None]:
+    def stop(number, _):
         waiting.clear()
-        for process in running.values():
+        for process in running.values() if number == signal.SIGTERM else ():
             process.terminate()
 
-    previous = signal.signal(signal.SIGTERM, stop)
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -167,20 +167,45 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path, bad):
     assert run(tmp_path)[1].step == 20
 
 
-def test_sigterm_finishes_the_step_and_saves(whole, tmp_path):
+def kill_at(batch_number, *signals):
+    """Returns a step that the process gets signals in the middle of."""
+
     def step(state, batch):
-        if jax.device_get(batch["x"])[0] == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if jax.device_get(batch["x"])[0] == batch_number:
+            for number in signals:
+                os.kill(os.getpid(), number)
         return train_step(state, batch)
 
-    before = signal.getsignal(signal.SIGTERM)
-    _, progress = run(tmp_path, step=step)
-    assert progress.step == 7
-    assert signal.getsignal(signal.SIGTERM) is before
-    state, _ = run(tmp_path)
+    return step
+
+
+def assert_goes_on(whole, workdir):
+    state, _ = run(workdir)
     jax.tree.map(np.testing.assert_array_equal, state, whole[1][0])
     name = "metrics.jsonl"
-    assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes()
+    assert (workdir / name).read_bytes() == (whole[0] / name).read_bytes()
+
+
+def test_sigterm_finishes_the_step_and_saves(whole, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    _, progress = run(tmp_path, step=kill_at(7, signal.SIGTERM))
+    assert progress.step == 7
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert_goes_on(whole, tmp_path)
+
+
+def test_ctrl_c_finishes_the_step_and_saves(whole, tmp_path):
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 7; run the same command"):
+        run(tmp_path, step=kill_at(7, signal.SIGINT))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert_goes_on(whole, tmp_path)
+
+
+def test_a_second_ctrl_c_does_not_wait(whole, tmp_path):
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        run(tmp_path, step=kill_at(7, signal.SIGINT, signal.SIGINT))
+    assert not str(interrupt.value)
+    assert_goes_on(whole, tmp_path)  # from an earlier checkpoint
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,8 @@ def test_override_refuses(config, key, text, words):
             "error: out of memory: RESOURCE_EXHAUSTED: 9 bytes\n",
         ),
         (PermissionError(13, "denied", "/x"), 2, "error: [Errno 13] denied: '/x'\n"),
-        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (KeyboardInterrupt("stopped after step 3"), 130, "stopped after step 3\n"),
     ],
 )
 def test_expected_errors_become_one_line(capsys, raised, code, printed):

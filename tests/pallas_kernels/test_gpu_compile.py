@@ -66,6 +66,12 @@ def test_a_gpu_without_triton_is_refused(gpu_compiler, program):
     assert all("compute capability" in problem for problem in report.problems) and report.problems
 
 
+def test_a_program_for_a_gpu_without_triton_is_refused_when_lowered(gpu_compiler):
+    (failure,) = gpu_compiler.compile(Case("power_attention"), "t4", "memory").failures
+    reason = "NotImplementedError: Triton needs compute capability 8.0, this GPU has 7.5"
+    assert failure.splitlines()[0].endswith(reason)
+
+
 def test_a_compiler_that_hangs_is_ended(gpu_compiler, monkeypatch):
     monkeypatch.setenv("GPU_COMPILE_TIMEOUT", "1")
     with Worker() as worker:

@@ -1,0 +1,64 @@
+"""Refuses to lower Triton kernels for a GPU that cannot run them, in plain words.
+
+A program is traced without looking at devices, so that it can be compiled for another machine; only
+when it is lowered does it know for which. XLA would refuse such a GPU too, later and less clearly.
+"""
+
+import contextlib
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+LEAST_CAPABILITY = 8.0  # of a GPU that Triton compiles for: A100, L4 and later
+
+
+def refusal(device: Any) -> str | None:
+    """Says why a GPU cannot run Triton kernels; None if it can.
+
+    Args:
+      device: a jax device, here or elsewhere.
+    """
+    capability = getattr(device, "compute_capability", None)
+    try:
+        enough = float(str(capability)) >= LEAST_CAPABILITY
+    except ValueError:
+        return f"Triton needs an NVIDIA GPU, this one tells {capability!r}"
+    if enough:
+        return None
+    return f"Triton needs compute capability {LEAST_CAPABILITY}, this GPU has {capability}"
+
+
+def where_triton_runs(x: jax.Array) -> jax.Array:
+    """Returns x, in a program that can be lowered for no GPU without Triton.
+
+    Args:
+      x: what the kernel reads, any one of its arrays.
+
+    Raises:
+      NotImplementedError: when lowered for an older GPU; with the reason.
+    """
+    return _where_triton_runs.bind(x)
+
+
+_where_triton_runs = Primitive("where_triton_runs")
+_where_triton_runs.def_abstract_eval(lambda x: x)
+_where_triton_runs.def_impl(lambda x: jax.jit(_where_triton_runs.bind)(x))
+batching.defvectorized(_where_triton_runs)
+mlir.register_lowering(_where_triton_runs, lambda ctx, x: [x])
+
+
+def _lower_for_cuda(ctx, x):
+    context = ctx.module_context.axis_context
+    for device in getattr(context, "device_assignment", None) or ():
+        if reason := refusal(device):
+            raise NotImplementedError(reason)
+    return [x]
+
+
+mlir.register_lowering(_where_triton_runs, _lower_for_cuda, platform="cuda")
+with contextlib.suppress(ImportError, AttributeError):  # jax promises no such set
+    from jax._src.dispatch import prim_requires_devices_during_lowering
+
+    prim_requires_devices_during_lowering.add(_where_triton_runs)

@@ -1,0 +1,140 @@
+"""Runs every command that the README and docs/ show: as shown, but on a tiny log and a few steps.
+
+A page is read from top to bottom in a folder of its own, so that a later command finds what an
+earlier one wrote. Where a page uses a run that it does not train, there is one.
+"""
+
+import contextlib
+import importlib
+import itertools
+import pathlib
+import re
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+
+from blossom_jax.data import load, registry
+from blossom_jax.errors import UserError
+from experiments import train
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TRAIN = {
+    "data.min_user_events": 1,
+    "data.min_item_events": 1,
+    "data.row_length": 32,
+    "model.hidden_size": 16,
+    "model.inner_size": 16,
+    "model.num_layers": 1,
+    "model.compress_block_size": 4,
+    "model.compress_stride": 2,
+    "model.selection_block_size": 2,
+    "model.num_selected_blocks": 2,
+    "model.max_length": 16,
+    "train.batch_rows": 8,
+    "train.num_steps": 4,
+    "train.warmup_steps": 1,
+    "eval.every_steps": 4,
+    "eval.batch_users": 64,
+    "eval.num_negatives": 10,
+}
+# What is added to a command, by its first words; the longest that fits.
+SMALL = {
+    "train": [f"--config.{key}={value}" for key, value in TRAIN.items()],
+    "benchmark throughput": ["--rounds=1", "--batch-rows=2"],
+    "benchmark attention": ["--rounds=1", "--lengths=32", "--tokens=64"],
+    "benchmark gpu-report": ["--rounds=1", "--lengths=32", "--tokens=64", "--seconds=1"],
+}
+# Commands that need what is not here, and what they say then.
+REFUSED = {"benchmark tune": "tune needs a GPU"}
+
+
+def commands(page):
+    """Returns the commands of a page, in blocks of shell or in a sentence, as lists of words."""
+    found = []
+    for block, inline in re.findall(
+        r"```bash\n(.*?)```|`(python -m [^`]*)`", page.read_text(), re.S
+    ):
+        lines = block.replace("\\\n", " ").splitlines() or [inline.replace("\n", " ")]
+        found += [shlex.split(line, comments=True) for line in lines]
+    return [words for words in found if words[:2] == ["python", "-m"]]
+
+
+def small(command):
+    """Returns (module, its arguments with those of `SMALL` added)."""
+    name, arguments = command[2].removeprefix("experiments."), command[3:]
+    key = next((k for k in (f"{name} {arguments[0]}", name) if k in SMALL), None)
+    return name, arguments + SMALL.get(key, [])
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    """Returns a folder with one log: 60 users who walk along a ring of 30 items."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (user, item, 1_600_000_000 + time)
+        for user in range(60)
+        for time, item in enumerate((rng.integers(30) + np.arange(4 + user // 2)) % 30)
+    ]
+    folder = tmp_path_factory.mktemp("data")
+    lines = [f"u{user},i{item},{time}" for user, item, time in rows]
+    (folder / "log.csv").write_text("\n".join(["user,item,time", *lines]) + "\n")
+    return folder
+
+
+@pytest.fixture
+def here(log, tmp_path, monkeypatch):
+    """Goes to an empty folder like a clone's, where every data set by name is the one log."""
+    tiny = registry.File("log.csv", "csv", columns=registry.Columns("user", "item", "time"))
+    sets = {name: registry.Dataset((tiny,), "none") for name in registry.DATASETS}
+    monkeypatch.setattr(load, "DATASETS", sets)
+    monkeypatch.setenv("BLOSSOM_DATA", str(log))
+    monkeypatch.setenv("BLOSSOM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    shutil.copy(log / "log.csv", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Returns where a run is put once one was needed."""
+    return tmp_path_factory.mktemp("runs") / "run"
+
+
+def lay_run(workdir, trained):
+    """Puts a trained run where a page speaks of one."""
+    if not trained.exists():
+        train.main([f"--config={ROOT}/configs/yelp.py", f"--workdir={trained}", *SMALL["train"]])
+    shutil.copytree(trained, workdir)
+
+
+def workdir_of(arguments):
+    """Returns the folder of the run that a command reads, or None."""
+    words = itertools.chain.from_iterable(word.split("=", 1) for word in arguments)
+    return next((pathlib.Path(v) for f, v in itertools.pairwise(words) if f == "--workdir"), None)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda p: p.name)
+def test_commands_run(page, here, trained):
+    for command in commands(page):
+        name, arguments = small(command)
+        workdir = workdir_of(arguments)
+        if name != "train" and workdir and not workdir.exists():
+            lay_run(workdir, trained)
+        refused = REFUSED.get(f"{name} {arguments[0]}")
+        print("$", shlex.join([*command[:3], *arguments]))  # pytest shows it if the command fails
+        with pytest.raises(UserError, match=refused) if refused else contextlib.nullcontext():
+            main_of(command[2])(arguments)
+
+
+def main_of(module):
+    found = importlib.import_module(module)
+    return getattr(found, "main", None) or importlib.import_module(f"{module}.__main__").main
+
+
+def test_every_small_setting_serves_a_command():
+    shown = {small(command)[0] for page in PAGES for command in commands(page)}
+    assert {key.split()[0] for key in SMALL} <= shown
