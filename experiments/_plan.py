@@ -1,7 +1,7 @@
 """Finds out whether a run is possible, before anything is written or is on a device."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from blossom_jax import memory, sharding
+from blossom_jax import memory, sharding, together
 from blossom_jax.data import Interactions, Split
 from blossom_jax.data.pipeline import TrainStream
 from blossom_jax.errors import UserError
@@ -45,11 +45,13 @@ class Plan(NamedTuple):
     evaluator: Evaluator
 
 
-def make_plan(config: ml_collections.ConfigDict) -> Plan:
+def make_plan(config: ml_collections.ConfigDict, num_seeds: int = 1) -> Plan:
     """Reads the data and compiles the programs; writes nothing.
 
     Args:
       config: As `configs/common.py` describes it.
+      num_seeds: Seeds that are trained as one program. With several, the step takes their states,
+        batches and seeds stacked on a first axis, see `blossom_jax.together`.
 
     Raises:
       UserError: Whatever makes the run impossible.
@@ -85,12 +87,12 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         num_items=interactions.num_items,
         loss_chunk=config.train.loss_chunk,
     )
-    seed = _place_seed(config.seed, mesh)
-    compiled = _compile(step, like, seed, config, mesh)
+    seed = place_seed(config.seed, mesh)
+    compiled = _compile(step, like, config, mesh, num_seeds)
     evaluator = _evaluation.make_evaluator(config, graphdef, interactions.num_items, mesh)
-    moments = memory.shard_bytes(like) - memory.shard_bytes(like["params"])
+    others = num_seeds * memory.shard_bytes(like) - memory.shard_bytes(like["params"])
     for evaluation in (valid, test):
-        evaluation.prepare(evaluator, like["params"], other_bytes=moments)
+        evaluation.prepare(evaluator, like["params"], other_bytes=others)
     return Plan(
         config,
         interactions,
@@ -120,15 +122,16 @@ def with_seed(plan: Plan, seed: int) -> Plan:
         config=config,
         stream=_setup.make_stream(config, plan.interactions, plan.split),
         init=lambda: init_state(make_model, optimizer, plan.like),
-        seed=_place_seed(seed, plan.mesh),
+        seed=place_seed(seed, plan.mesh),
     )
 
 
-def _place_seed(seed: int, mesh: jax.sharding.Mesh) -> jax.Array:
-    return jax.device_put(np.uint32(seed), sharding.replicated(mesh))
+def place_seed(seed: int | Sequence[int], mesh: jax.sharding.Mesh) -> jax.Array:
+    """Puts a seed, or several, on all devices."""
+    return jax.device_put(np.asarray(seed, np.uint32), sharding.replicated(mesh))
 
 
-def _compile(step: jax.stages.Wrapped, like: State, seed, config, mesh) -> jax.stages.Compiled:
+def _compile(step: jax.stages.Wrapped, like: State, config, mesh, num) -> jax.stages.Compiled:
     """Compiles the step for the only shapes that there are; refuses one that does not fit."""
     shape = config.train.batch_rows, config.data.row_length
     devices = list(mesh.devices.flat)
@@ -142,11 +145,17 @@ def _compile(step: jax.stages.Wrapped, like: State, seed, config, mesh) -> jax.s
         + hidden * config.model.num_layers * jnp.dtype(config.model.dtype).itemsize
     )
     lower = "the sizes in config.model, train.batch_rows or data.row_length"
-    memory.check_fits("a training step", at_least, devices, lower=lower)
+    memory.check_fits("a training step", num * at_least, devices, lower=lower)
     batch = {
         name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
         for name in ("item_ids", "targets", "positions")
     }
+    seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=sharding.replicated(mesh))
+    if num > 1:
+        if mesh.size > 1:
+            raise UserError(f"seeds are trained together on one device, not on {mesh.size}")
+        step = together.vmap_step(step)
+        like, batch, seed = together.stacked_like((like, batch, seed), num)
     compiled = step.lower(like, batch, seed).compile()
     memory.check_fits("a training step", memory.program_bytes(compiled), devices, lower=lower)
     return compiled

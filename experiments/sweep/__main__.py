@@ -8,6 +8,7 @@ was stopped, and prints the table again when all is done. More seeds, or more ro
 later. Every row is trained in a process of its own; `--jobs=2` trains two rows at a time.
 """
 
+import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from blossom_jax.errors import UserError
 from experiments import _cli
 from experiments.sweep import folder, processes, runs
-from experiments.sweep.definition import load_sweep, with_values
+from experiments.sweep.definition import Sweep, load_sweep, with_values
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,6 +26,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each row")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the sweep")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="rows at a time")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="train the seeds of a row as one program: one device, and memory for all of them",
+    )
     parser.add_argument("--only", metavar="ROW", help="train this row alone, and compare nothing")
     arguments = _cli.parse_with_config(parser, argv)
     sweep, config = load_sweep(arguments.sweep), arguments.config
@@ -34,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     workdir = pathlib.Path(arguments.workdir)
     seeds = [config.seed + n for n in range(arguments.seeds)]
     if arguments.only is not None:
-        return _train_one(sweep, arguments.only, config, seeds, workdir)
+        return _train_one(arguments, sweep, seeds)
     for changes in sweep.rows.values():
         for point in sweep.points():  # a mistake is refused before anything is trained
             with_values(config, changes | point)
@@ -48,10 +54,17 @@ def main(argv: Sequence[str]) -> int:
     return max(codes.values())
 
 
-def _train_one(sweep, row, config, seeds, workdir) -> int:
-    if row not in sweep.rows:
-        raise UserError(f"--only={row}: the rows are {', '.join(sweep.rows)}")
-    finished = runs.train_row(sweep, row, config, seeds, workdir)
+def _train_one(arguments: argparse.Namespace, sweep: Sweep, seeds: Sequence[int]) -> int:
+    if arguments.only not in sweep.rows:
+        raise UserError(f"--only={arguments.only}: the rows are {', '.join(sweep.rows)}")
+    finished = runs.train_row(
+        sweep,
+        arguments.only,
+        arguments.config,
+        seeds,
+        pathlib.Path(arguments.workdir),
+        together=arguments.together,
+    )
     return 0 if finished else processes.STOPPED
 
 

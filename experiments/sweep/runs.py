@@ -4,12 +4,14 @@ A run is a folder as `experiments.train` leaves it, `WORKDIR/ROW/POINT/seed_N`, 
 values of the grid; without a grid there is none.
 """
 
+import contextlib
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import ml_collections
 
+from blossom_jax.together import fit_together
 from experiments import _plan, _workdir, train
 from experiments.sweep.definition import Sweep, Values, with_values
 
@@ -42,6 +44,8 @@ def train_row(
     config: ml_collections.ConfigDict,
     seeds: Sequence[int],
     workdir: pathlib.Path,
+    *,
+    together: bool,
 ) -> bool:
     """Tunes a row with the first seed, and trains the winner with all; resumes what was begun.
 
@@ -51,6 +55,7 @@ def train_row(
       config: That all rows begin from.
       seeds: Of the runs.
       workdir: Folder of the sweep.
+      together: Whether seeds are trained as one program.
 
     Returns:
       Whether the row is complete; False after a SIGTERM.
@@ -62,11 +67,11 @@ def train_row(
     points = sweep.points()
     if len(points) > 1:
         for point in points:
-            if not _train_seeds(with_values(config, point), workdir, row, point, seeds[:1]):
+            if not _train_seeds(with_values(config, point), workdir, row, point, seeds[:1], False):
                 return False
     best = winner(sweep, workdir, row, seeds[0], config.eval.metric)
     assert best is not None  # all were trained
-    return _train_seeds(with_values(config, best), workdir, row, best, seeds)
+    return _train_seeds(with_values(config, best), workdir, row, best, seeds, together)
 
 
 def winner(sweep: Sweep, workdir: pathlib.Path, row: str, seed: int, metric: str) -> Values | None:
@@ -95,19 +100,46 @@ def _train_seeds(
     row: str,
     point: Values,
     seeds: Sequence[int],
+    together: bool,
 ) -> bool:
     """Trains the seeds that are not finished; returns whether all are."""
-    plan: _plan.Plan | None = None
+    folders = {}
     for seed in seeds:
         folder = run_folder(workdir, row, point, seed)
-        own = with_values(config, {"seed": seed})
-        _workdir.check_config(folder, own)
+        _workdir.check_config(folder, with_values(config, {"seed": seed}))
         if _workdir.read_results(folder) is None:
-            plan = _plan.with_seed(plan, seed) if plan else _plan.make_plan(own)
+            folders[seed] = folder
             print(f"{row} {point or ''} seed {seed}: {folder}", flush=True)
-            if train.run(plan, folder) is None:
-                return False
-    return True
+    if not folders:
+        return True
+    config = with_values(config, {"seed": min(folders)})
+    if together and len(folders) > 1:
+        return _train_as_one_program(_plan.make_plan(config, len(folders)), folders)
+    plan = _plan.make_plan(config)
+    return all(train.run(_plan.with_seed(plan, seed), each) for seed, each in folders.items())
+
+
+def _train_as_one_program(plan: _plan.Plan, folders: dict[int, pathlib.Path]) -> bool:
+    plans = [_plan.with_seed(plan, seed) for seed in folders]
+    seeds = _plan.place_seed([*folders], plan.mesh)
+    with contextlib.ExitStack() as stack:
+        begun = [
+            stack.enter_context(train.started(each, folder, shows=each is plans[0]))
+            for each, folder in zip(plans, folders.values(), strict=True)
+        ]
+        trainers, states, progresses, batches = map(list, zip(*begun, strict=True))
+        states = fit_together(
+            lambda state, batch: plan.step(state, batch, seeds),
+            trainers,
+            states,
+            progresses,
+            batches,
+        )
+        ended = [
+            train.finish(*of_run, trained_together=len(plans))
+            for of_run in zip(plans, begun, states, folders.values(), strict=True)
+        ]
+    return None not in ended
 
 
 def finished(
