@@ -81,13 +81,38 @@ class BlossomAttention(nnx.Module):
         """
         q, k, v = _rotated_heads(self.qkv(x), positions, self.config)
         if self.config.attention == "blossom":
-            gate = jax.nn.sigmoid(self.gate(x).astype(jnp.float32)).reshape(*q.shape[:3], 2)
-            attended = self._both_paths(q, k, v, gate, positions)
+            attended = self._both_paths(q, k, v, self._gates(x), positions)
         elif self.config.attention == "ltis":
             attended = self._long_term(q, k, v, positions)
         else:
             attended = self._short_term(q, k, v, positions)
         return self.out(attended.reshape(x.shape))
+
+    def decide(
+        self, x: Float[Array, "B L M"], positions: Int[Array, "B L"]
+    ) -> dict[str, Float[Array, "B L H 2"] | Int[Array, "B L G N"]]:
+        """Returns what is decided for each token on the way to the result of a call.
+
+        Args:
+          x: Activations.
+          positions: As in the call.
+
+        Returns:
+          {"gates": weights of the (long-term, short-term) path in each head, "slots": the blocks
+          that are selected, as `block_selection` numbers them}; of a single path, its own alone.
+        """
+        decisions = {}
+        if self.config.attention == "blossom":
+            decisions["gates"] = self._gates(x)
+        if self.config.attention != "stis":
+            q, k, _ = _rotated_heads(self.qkv(x), positions, self.config)
+            decisions["slots"], _ = self._select(q, k, positions)
+        return decisions
+
+    def _gates(self, x):
+        """Returns the weight of the (long-term, short-term) path in each head: [B, L, H, 2]."""
+        shape = (*x.shape[:2], self.config.num_heads, 2)
+        return jax.nn.sigmoid(self.gate(x).astype(jnp.float32)).reshape(shape)
 
     def _both_paths(self, q, k, v, gate, positions):
         return blossom_attention(
@@ -107,15 +132,7 @@ class BlossomAttention(nnx.Module):
         )
 
     def _long_term(self, q, k, v, positions):
-        slots, probability = block_selection(
-            q,
-            self._summary_keys(k, positions),
-            positions,
-            block_size=self.config.selection_block_size,
-            num_selected=self.config.num_selected_blocks,
-            mask_own_block=self._mask_own_block,
-            **self._causal_and_implementation,
-        )
+        slots, probability = self._select(q, k, positions)
         return selected_attention(
             q,
             k,
@@ -125,6 +142,17 @@ class BlossomAttention(nnx.Module):
             positions,
             block_size=self.config.selection_block_size,
             selection_gradient=self.config.selection_gradient,
+            **self._causal_and_implementation,
+        )
+
+    def _select(self, q, k, positions):
+        return block_selection(
+            q,
+            self._summary_keys(k, positions),
+            positions,
+            block_size=self.config.selection_block_size,
+            num_selected=self.config.num_selected_blocks,
+            mask_own_block=self._mask_own_block,
             **self._causal_and_implementation,
         )
 

@@ -13,7 +13,7 @@ from experiments.sweep.runs import Run
 
 MARGIN = 0.02  # of the reference: what a model may lose and still be called not worse
 ALPHA = 1 - statistics.LEVEL
-_ALSO_SHOWN = ("full/ndcg@10", "full/recall@10", "full_keep/ndcg@10", "full_keep/recall@10")
+SHOWN = ("full/ndcg@10", "full/recall@10", "full_keep/ndcg@10", "full_keep/recall@10")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _verdict(comparison: statistics.Comparison, p: float, reference: float) -> s
 
 def describe(lines: Sequence[Line], reference: str, metric: str) -> str:
     """Returns the lines as a table, with what its words mean."""
-    shown = [name for name in (metric, *_ALSO_SHOWN) if all(name in x.metrics for x in lines)]
+    shown = [name for name in (metric, *SHOWN) if all(name in x.metrics for x in lines)]
     shown = list(dict.fromkeys(shown))
     head = ("row", "seeds", *shown, "difference, 95% interval", "p (Holm)", "detectable", "verdict")
     body = [
@@ -126,11 +126,16 @@ def describe(lines: Sequence[Line], reference: str, metric: str) -> str:
             line.row,
             str(len(line.seeds)),
             *(interval(*line.metrics[name]) for name in shown),
-            *_describe_comparison(line),
+            *describe_comparison(line),
             line.verdict,
         )
         for line in lines
     ]
+    return "\n".join([*_results.align([head, *body]), "", explain(lines, reference, metric)])
+
+
+def explain(lines: Sequence[Line], reference: str, metric: str) -> str:
+    """Says what the words of the table mean."""
     notes = (
         f"Differences are of {metric} to {reference}: paired bootstrap over users and seeds, "
         f"10,000 samples. Better or worse: p < {ALPHA:.2g} after Holm's correction for all rows. "
@@ -139,10 +144,11 @@ def describe(lines: Sequence[Line], reference: str, metric: str) -> str:
     )
     if any(len(line.seeds) == 1 for line in lines):
         notes += " A single seed says nothing about others: give --seeds at least 3."
-    return "\n".join([*_results.align([head, *body]), "", notes])
+    return notes
 
 
-def _describe_comparison(line: Line) -> tuple[str, str, str]:
+def describe_comparison(line: Line) -> tuple[str, str, str]:
+    """Returns difference and interval, p-value, and what would have been noticed; "" without."""
     if line.comparison is None:
         return "", "", ""
     c = line.comparison

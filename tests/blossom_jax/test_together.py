@@ -1,0 +1,142 @@
+"""Runs trained together against the same runs trained alone."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_train_step import NUM_ITEMS, build
+from test_trainer import DEVICE, MESH, Stream, first_state, lines, train_step
+
+from blossom_jax.checkpoint import Checkpoints
+from blossom_jax.errors import NonFiniteError
+from blossom_jax.metric_log import MetricLog, Terminal
+from blossom_jax.together import fit_together, vmap_step
+from blossom_jax.trainer import Progress, Schedule, Trainer, on_devices
+
+SCHEDULE = Schedule(
+    num_steps=20, log_every=3, evaluate_every=4, checkpoint_every=5, patience=2, metric="score"
+)
+BEGINS = (0, 7, 3)  # of each run's stream: its own order of data
+
+
+def falls_after(weight):
+    """Makes the score of validation best at another time in each run."""
+    return lambda params: {"score": -abs(float(params["weight"]) - weight)}
+
+
+@contextlib.contextmanager
+def opened(folder, k):
+    """Yields (trainer, state, progress, batches) of run k, wherever it stands."""
+    folder.mkdir(exist_ok=True)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=DEVICE), first_state()
+    )
+    restored = checkpoints.restore_latest(like)
+    state, progress = first_state(), Progress("hash", {"next_batch": BEGINS[k]})
+    if restored:
+        state, progress = restored[0], Progress(**restored[1])
+    log = MetricLog(folder, progress.step)
+    evaluate = falls_after(0.5 * k + 0.4)
+    trainer = Trainer(train_step, evaluate, SCHEDULE, checkpoints, log, Terminal(0, 20))
+    batches = on_devices(Stream(progress.input_state), MESH)
+    with contextlib.closing(checkpoints), contextlib.closing(log):
+        yield trainer, state, progress, batches
+
+
+def fit_all(folder, step):
+    with contextlib.ExitStack() as stack:
+        runs = [stack.enter_context(opened(folder / str(k), k)) for k in range(3)]
+        return fit_together(step, *map(list, zip(*runs, strict=True))), [run[2] for run in runs]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder, found = tmp_path_factory.mktemp("alone"), []
+    for k in range(3):
+        with opened(folder / str(k), k) as (trainer, *rest):
+            found.append(trainer.fit(*rest))
+    return folder, *zip(*found, strict=True)
+
+
+def assert_as_alone(folder, states, progresses, alone):
+    alone_folder, alone_states, alone_progresses = alone
+    for k in range(3):
+        np.testing.assert_allclose(
+            states[k]["params"]["weight"], alone_states[k]["params"]["weight"], rtol=1e-6
+        )
+        found, expected = progresses[k], alone_progresses[k]
+        for name in ("step", "best_step", "stale_evaluations", "input_state"):
+            assert getattr(found, name) == getattr(expected, name)
+        for line, wanted in zip(lines(folder / str(k)), lines(alone_folder / str(k)), strict=True):
+            assert line.pop("split") == wanted.pop("split")
+            assert line == pytest.approx(wanted, rel=1e-5)
+
+
+def stacked_step():
+    vmapped = jax.jit(jax.vmap(train_step))
+    return lambda state, batch: vmapped(state, batch)
+
+
+def test_each_run_has_its_own_data_best_step_and_end(alone, tmp_path):
+    states, progresses = fit_all(tmp_path, stacked_step())
+    assert_as_alone(tmp_path, states, progresses, alone)
+    assert len({progress.step for progress in progresses}) > 1
+    assert len({progress.best_step for progress in progresses}) > 1
+
+
+def test_stopped_and_resumed_from_different_steps(alone, tmp_path):
+    with opened(tmp_path / "1", 1) as (trainer, *rest):
+        trainer.fit(*rest)  # ended before the others begin
+
+    def killed(state, batch):
+        if calls.append(0) or len(calls) == 7:
+            raise RuntimeError("killed")
+        return step(state, batch)
+
+    step, calls = stacked_step(), []
+    with pytest.raises(RuntimeError, match="killed"):
+        fit_all(tmp_path, killed)
+    states, progresses = fit_all(tmp_path, step)
+    assert_as_alone(tmp_path, states, progresses, alone)
+
+
+def test_a_loss_of_one_run_that_is_not_finite_stops_all(tmp_path):
+    def poisoned(state, batch):
+        state, metrics = step(state, batch)
+        return state, metrics | {"loss_sum": metrics["loss_sum"].at[1].set(jnp.nan)}
+
+    step = stacked_step()
+    with pytest.raises(NonFiniteError, match="at step 1"):
+        fit_all(tmp_path, poisoned)
+
+
+def test_ten_steps_of_the_model_equal_those_one_by_one():
+    mesh, step, init = build()
+    rng = np.random.default_rng(0)
+    shape = 10, 2, 4, 24
+    items, targets = rng.integers(1, NUM_ITEMS + 1, (2, *shape)).astype(np.int32)
+    positions = np.broadcast_to(np.tile(np.arange(12, dtype=np.int32), 2), shape)
+    batches = {"item_ids": items, "targets": targets, "positions": positions}
+    seeds = np.array([3, 8], np.uint32)
+
+    alone = []
+    for k, seed in enumerate(seeds):
+        state = init()
+        for n in range(10):
+            state, metrics = step(state, {name: b[n, k] for name, b in batches.items()}, seed)
+        alone.append((state["params"], metrics))
+
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), init(), init())
+    vmapped = vmap_step(step)
+    for n in range(10):
+        batch = {name: b[n] for name, b in batches.items()}
+        together, metrics = vmapped(together, batch, seeds)
+    for k in range(2):
+        for found, expected in zip(
+            jax.tree.leaves((together["params"], metrics)), jax.tree.leaves(alone[k]), strict=True
+        ):
+            error = np.linalg.norm(found[k] - expected)
+            assert error <= 1e-5 * np.linalg.norm(expected)
