@@ -27,7 +27,7 @@ def decisions(
     attentions = [layer.attention for layer in model.layers]
     try:
         for layer, attention in zip(model.layers, attentions, strict=True):
-            setattr(layer, "attention", _Recorder(attention, found))
+            layer.attention = _Recorder(attention, found)  # type: ignore[assignment]
         model(item_ids, positions)
     finally:
         for layer, attention in zip(model.layers, attentions, strict=True):
