@@ -60,7 +60,8 @@ def describe(card: dict[str, Any]) -> str:
     rows = [
         ("split", _describe_split(card)),
         ("filter", ", ".join(f"{name} {value}" for name, value in filtered.items())),
-        *((name, f"{part} asked: {_describe_targets(card[part])}") for name, part in _PARTS),
+        ("validation", _describe_targets(card["valid"])),
+        ("test", _describe_targets(card["test"])),
         ("chosen by", card["chosen_by"]),
         *((name, kept[name]) for name in ("full", "full_keep")),
         *((_sampled_name(name, number), negatives[name]) for name in NEGATIVES),
@@ -71,9 +72,6 @@ def describe(card: dict[str, Any]) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(["protocol", *(f"  {name.ljust(width)}  {text}" for name, text in rows)])
-
-
-_PARTS = (("validation", "valid"), ("test", "test"))
 
 
 def _sampled_name(name: str, number: int) -> str:

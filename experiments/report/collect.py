@@ -77,7 +77,8 @@ def _single(workdir: pathlib.Path) -> Series:
     results = _workdir.read_results(workdir)
     if results is None:
         raise UserError(f"{workdir} holds no finished run, which results.json would mark, or sweep")
-    return Series(workdir.name, [Run(workdir.name, {}, workdir, results)])
+    name = f"{workdir.resolve().name} ({results['model']})"
+    return Series(name, [Run(name, {}, workdir, results)])
 
 
 def read_log(run: Run) -> list[dict]:

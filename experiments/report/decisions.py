@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from blossom_jax import inspection, trained_model
@@ -15,6 +16,9 @@ from experiments.sweep.runs import Run
 NUM_USERS = 128  # whose gates are averaged
 NUM_SHOWN = 3  # whose selections are drawn
 _HEADS = ("#b83b6a", "#2f5d8a", "#dba63f", "#86a468", "#9382b4", "#b58a6a", "#4d4d4d", "#5bb0a8")
+
+
+_SELECTED = LinearSegmentedColormap.from_list("selected", ("#ecaec4", "#b83b6a", "#5a1233"))
 
 
 class Decided(NamedTuple):
@@ -91,11 +95,12 @@ def draw_gates(decided: Decided) -> Figure:
             by_place.set_title(f"layer {n}, {name}, by place", loc="left", fontsize=8.5)
             by_length.set_title(f"layer {n}, {name}, by length", loc="left", fontsize=8.5)
     for axes in panels.flat:
-        axes.set_xscale("log")
+        axes.set_xscale("log", base=2)
         axes.set_ylim(0, 1)
         axes.axhline(0.5, color="0.7", linewidth=0.8, zorder=0)
         axes.tick_params(labelsize=7.5)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
     for axes, below in zip(panels[-1], 2 * ["place of the event"] + 2 * ["length"], strict=True):
         axes.set_xlabel(below, fontsize=8)
@@ -121,18 +126,20 @@ def _binned(
 def draw_selection(decided: Decided) -> Figure:
     """Draws which blocks each event of some long histories selects, in each layer."""
     users, layers = longest(decided), decided.layers
+    num_heads = layers[0]["slots"].shape[2]
+    colours = _SELECTED.resampled(num_heads)
     figure = Figure(figsize=(9.5, 3.1 * len(users)), layout="constrained", dpi=130)
     panels = figure.subplots(len(users), len(layers), squeeze=False)
     for row, user in enumerate(users):
         for n, layer in enumerate(layers):
-            axes, heat = panels[row, n], selected(decided, layer["slots"], user).mean(axis=1)
+            axes, heat = panels[row, n], selected(decided, layer["slots"], user).sum(axis=1)
             num_events, num_blocks = heat.shape
             image = axes.imshow(
                 np.ma.masked_equal(heat, 0),
                 aspect="auto",
-                vmin=0,
-                vmax=1,
-                cmap="magma_r",
+                vmin=0.5,
+                vmax=num_heads + 0.5,
+                cmap=colours,
                 extent=(0, num_blocks, num_events, 0),
                 interpolation="nearest",
             )
@@ -141,9 +148,11 @@ def draw_selection(decided: Decided) -> Figure:
             axes.set_title(f"user {decided.user_ids[user]}, layer {n}", loc="left", fontsize=9)
             axes.set_xlabel(f"block of {decided.block_size} events", fontsize=8)
             axes.set_ylabel("event that selects", fontsize=8)
+            every = np.arange(0, num_blocks, -(-num_blocks // 16))
+            axes.set_xticks(every + 0.5, every)
             axes.tick_params(labelsize=7.5)
-    bar = figure.colorbar(image, ax=panels, shrink=0.5, aspect=30)
-    bar.set_label("share of key/value heads", fontsize=8)
+    bar = figure.colorbar(image, ax=panels, shrink=0.5, aspect=30, ticks=range(1, num_heads + 1))
+    bar.set_label("key/value heads that select the block", fontsize=8)
     bar.ax.tick_params(labelsize=7.5)
     return figure
 
