@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -131,7 +132,8 @@ def describe(lines: Sequence[Line], reference: str, metric: str) -> str:
         )
         for line in lines
     ]
-    return "\n".join([*_results.align([head, *body]), "", explain(lines, reference, metric)])
+    notes = textwrap.fill(explain(lines, reference, metric), width=100)
+    return "\n".join([*_results.align([head, *body]), "", notes])
 
 
 def explain(lines: Sequence[Line], reference: str, metric: str) -> str:
