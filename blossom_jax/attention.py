@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from blossom_jax import layers
+from blossom_jax import layers, sharding
 from blossom_jax.compression import KeyCompressor
 from blossom_jax.config import ModelConfig
 from pallas_kernels import block_selection, blossom_attention, power_attention, selected_attention
@@ -115,13 +115,8 @@ class BlossomAttention(nnx.Module):
         return jax.nn.sigmoid(self.gate(x).astype(jnp.float32)).reshape(shape)
 
     def _both_paths(self, q, k, v, gate, positions):
-        return blossom_attention(
-            q,
-            k,
-            v,
-            self._summary_keys(k, positions),
-            gate,
-            positions,
+        attend = functools.partial(
+            blossom_attention,
             block_size=self.config.selection_block_size,
             num_selected=self.config.num_selected_blocks,
             window=self.config.window,
@@ -130,42 +125,37 @@ class BlossomAttention(nnx.Module):
             max_history=self.config.max_length,
             **self._causal_and_implementation,
         )
+        summary_keys = self._summary_keys(k, positions)
+        return sharding.by_rows(attend)(q, k, v, summary_keys, gate, positions)
 
     def _long_term(self, q, k, v, positions):
-        slots, probability = self._select(q, k, positions)
-        return selected_attention(
-            q,
-            k,
-            v,
-            slots,
-            probability,
-            positions,
+        attend = functools.partial(
+            selected_attention,
             block_size=self.config.selection_block_size,
             selection_gradient=self.config.selection_gradient,
             **self._causal_and_implementation,
         )
+        selected = self._select(q, k, positions)
+        return sharding.by_rows(attend)(q, k, v, *selected, positions)
 
     def _select(self, q, k, positions):
-        return block_selection(
-            q,
-            self._summary_keys(k, positions),
-            positions,
+        select = functools.partial(
+            block_selection,
             block_size=self.config.selection_block_size,
             num_selected=self.config.num_selected_blocks,
             mask_own_block=self._mask_own_block,
             **self._causal_and_implementation,
         )
+        return sharding.by_rows(select)(q, self._summary_keys(k, positions), positions)
 
     def _short_term(self, q, k, v, positions):
-        return power_attention(
-            q,
-            k,
-            v,
-            positions,
+        attend = functools.partial(
+            power_attention,
             window=self.config.window,
             max_history=self.config.max_length,
             **self._causal_and_implementation,
         )
+        return sharding.by_rows(attend)(q, k, v, positions)
 
     def _summary_keys(self, k, positions):
         keys = self.compressor(k, positions)

@@ -2,7 +2,8 @@
 
 Orbax makes a checkpoint appear whole or not at all; it does not notice a file that is damaged
 later. So every finished checkpoint is sealed with the digests of its files, and one whose seal
-is missing or broken is passed over.
+is missing or broken is passed over. Of several processes the first seals and judges, and they all
+go by what it finds.
 """
 
 import functools
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from blossom_jax import hosts
 from blossom_jax.errors import UserError
 
 _SEAL = "sha256.json"
@@ -96,7 +98,7 @@ class Checkpoints:
         Raises:
           UserError: A whole checkpoint that another version of the model wrote.
         """
-        step = self._latest_whole(remove=True)
+        step = _judged_by_the_first(lambda: self._latest_whole(remove=True))
         if step is None:
             return None
         rest = {name: value for name, value in like.items() if name != "params"}
@@ -114,7 +116,7 @@ class Checkpoints:
 
     def latest_progress(self) -> dict | None:
         """Returns the progress of the latest checkpoint that is whole, or None."""
-        step = self._latest_whole(remove=False)
+        step = _judged_by_the_first(lambda: self._latest_whole(remove=False))
         if step is None:
             return None
         return self._restore(step, progress=ocp.args.JsonRestore()).progress
@@ -130,9 +132,10 @@ class Checkpoints:
           UserError: A whole checkpoint that another version of the model wrote.
         """
         self._wait()
-        if self._is_whole(step):
+        damage = _judged_by_the_first(lambda: self._damage(step))
+        if not damage:
             return self._restore(step, params=ocp.args.StandardRestore(like)).params
-        self._report(f"checkpoint {self._directory / str(step)} is damaged or unfinished")
+        self._report(damage)
         return None
 
     def close(self) -> None:
@@ -143,12 +146,12 @@ class Checkpoints:
     def _latest_whole(self, *, remove: bool) -> int | None:
         """Returns the latest step whose checkpoint is whole; reports, or removes, later ones."""
         for step in reversed(self.steps()):
-            if self._is_whole(step):
+            damage = self._damage(step)
+            if not damage:
                 return step
-            folder = self._directory / str(step)
-            self._report(f"checkpoint {folder} is damaged or unfinished; falling back")
-            if remove and jax.process_index() == 0:
-                shutil.rmtree(folder)
+            self._report(f"{damage}; falling back to the one before")
+            if remove:
+                shutil.rmtree(self._directory / str(step))
         return None
 
     def _restore(self, step: int, **items) -> ocp.args.Composite:
@@ -177,14 +180,24 @@ class Checkpoints:
             partial.write_text(json.dumps(_digests(folder)))
             os.replace(partial, folder / _SEAL)
 
-    def _is_whole(self, step: int) -> bool:
+    def _damage(self, step: int) -> str:
+        """Says what is wrong with a checkpoint; "" if nothing is."""
         folder = self._directory / str(step)
         try:
             sealed = json.loads((folder / _SEAL).read_text())
         except (OSError, ValueError):
-            return False
+            return f"checkpoint {folder} is damaged or unfinished: it has no whole {_SEAL}"
         found = _digests(folder)
-        return all(found.get(name) == digest for name, digest in sealed.items())
+        for name, digest in sealed.items():
+            if found.get(name) != digest:
+                verb = "has changed" if name in found else "is missing"
+                return f"checkpoint {folder} is damaged: its file {name} {verb}"
+        return ""
+
+
+def _judged_by_the_first(judge: Callable[[], Any]) -> Any:
+    """Returns what the first process finds: files may change while others look at them."""
+    return hosts.gather(judge() if jax.process_index() == 0 else None)[0]
 
 
 class _LatestTwoAndBest(ocp.checkpoint_managers.PreservationPolicy):

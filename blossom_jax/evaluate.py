@@ -71,7 +71,8 @@ def last_scores(graphdef: nnx.GraphDef) -> Callable[[Params, Batch], Float[Array
         model = nnx.merge(graphdef, params)
         hidden = model(batch["item_ids"], batch["positions"], packed=False)  # [b, l, M]
         last = jnp.take_along_axis(hidden, batch["last"][:, None, None], axis=1)[:, 0]
-        return model.scores(last)
+        scores = model.scores(sharding.laid_out(last, sharding.ROWS))
+        return sharding.laid_out(scores, sharding.BATCH_ROWS)
 
     return score
 
@@ -100,7 +101,8 @@ class Evaluator:
         num_places = min(max(ks), num_items)
 
         def rank(params, batch, best_places, with_coverage):
-            scores, target = score(params, batch), batch["target"]
+            with sharding.traced_on(mesh):
+                scores, target = score(params, batch), batch["target"]
             new = metrics.without_seen(scores, batch["seen"])
             ranks = {
                 "full": metrics.rank_of_target(new, target, num_items=num_items),
@@ -154,7 +156,8 @@ class Evaluator:
     def _coverage_inputs(self, with_coverage):
         size = self._num_items + 1
         places = {name: jnp.full(size, NOWHERE, jnp.int32) for name in ("full", "full_keep")}
-        return jax.device_put((places, np.bool_(with_coverage)), sharding.replicated(self._mesh))
+        everywhere = sharding.replicated(self._mesh)
+        return sharding.put_whole((places, np.bool_(with_coverage)), everywhere)
 
     def __call__(
         self,
@@ -184,7 +187,7 @@ class Evaluator:
             row = batch["row"]
             inputs = {name: array for name, array in batch.items() if name != "row"}
             inputs["negatives"] = negatives.items[row]
-            inputs = jax.device_put(inputs, sharding.batch_sharding(self._mesh))
+            inputs = sharding.put_whole(inputs, sharding.batch_sharding(self._mesh))
             arguments = params, inputs, places, wanted
             rank, places = self._program(*arguments)(*arguments)
             found.append((row, rank))  # the device is still at work on it

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from blossom_jax import layers
+from blossom_jax import layers, sharding
 from blossom_jax.attention import make_attention
 from blossom_jax.config import ModelConfig
 
@@ -91,7 +91,8 @@ class BlossomRec(nnx.Module):
           Hidden states in the config's dtype. Those at padding mean nothing.
         """
         embedding_key, *keys = layers.split_key(dropout_key, 1 + self.config.num_layers)
-        x = self.embedding_norm(self.item_embedding(item_ids))
+        table = self.item_embedding.embedding[...]
+        x = self.embedding_norm(sharding.look_up(table, item_ids))
         x = layers.dropout(x, self.config.embedding_dropout, embedding_key)
         for layer, key in zip(self.layers, keys, strict=True):
             x = layer(x, positions, dropout_key=key, packed=packed)
@@ -106,10 +107,11 @@ class BlossomRec(nnx.Module):
         Returns:
           f32 scores of 0..num_items, so of padding too, in column 0.
         """
-        table = self.item_embedding.embedding[...][: self.num_items + 1]
+        table = self.item_embedding.embedding[...]
         # The GPU's default would round f32 inputs to 10 bits, and so make ties.
         exact = jax.lax.Precision.HIGHEST
-        return jnp.einsum("...m,vm->...v", hidden.astype(jnp.float32), table, precision=exact)
+        scores = jnp.einsum("...m,vm->...v", hidden.astype(jnp.float32), table, precision=exact)
+        return scores[..., : self.num_items + 1]  # a slice of the table would lie on one device
 
 
 def model_maker(config: ModelConfig, num_items: int, seed: int) -> Callable[[], BlossomRec]:

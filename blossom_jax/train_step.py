@@ -103,9 +103,10 @@ def make_train_step(
 
     def mean_loss(params, batch, key):
         model = nnx.merge(graphdef, params)
-        hidden = model(  # [B, L, M]
-            batch["item_ids"], batch["positions"], dropout_key=key, packed=packed
-        )
+        with sharding.traced_on(mesh):
+            hidden = model(  # [B, L, M]
+                batch["item_ids"], batch["positions"], dropout_key=key, packed=packed
+            )
         loss_sum, count = full_cross_entropy(
             hidden.reshape(-1, hidden.shape[-1]),
             model.item_embedding.embedding[...],

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import jax
+from jax.experimental import multihost_utils
 
 from blossom_jax import sharding
 from blossom_jax.checkpoint import Checkpoints
@@ -148,7 +149,9 @@ class Trainer:
                 progress.step += 1
                 running.append((progress.step, metrics))
                 self.terminal.advance()
-                stop = bool(received)
+                stop = bool(received) or multihost_utils.reached_preemption_sync_point(
+                    progress.step
+                )
 
                 # Looking at the step before, while this one runs, never keeps the device waiting.
                 allowed = 0 if stop or self.schedule.reports(progress.step) else 1
@@ -235,8 +238,15 @@ def saved_after(step: int) -> str:
 
 @contextlib.contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and the first Ctrl-C, so that a step can be finished and saved."""
+    """Collects SIGTERM and the first Ctrl-C, so that a step can be finished and saved.
+
+    Of several processes any may get the signal. JAX then finds a step that all of them can stop
+    after, and is not to be kept from noticing.
+    """
     received: list[int] = []
+    if jax.process_count() > 1:
+        yield received
+        return
 
     def receive(number, frame):
         if number in received and number == signal.SIGINT:

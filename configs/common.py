@@ -73,6 +73,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.log.every_steps = 50
 
     config.mesh = ml_collections.ConfigDict()
-    config.mesh.data = -1  # devices over which rows are split; -1 = all the rest
-    config.mesh.model = 1  # devices over which the item table is split
+    # Rows of batches are split over all data * model devices; a run may go on with other numbers.
+    config.mesh.data = -1  # copies of the item table; -1 = as many as there are devices for
+    config.mesh.model = 1  # devices over which each copy is split, by its rows
     return config

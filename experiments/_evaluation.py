@@ -6,7 +6,7 @@ import jax
 import ml_collections
 from flax import nnx
 
-from blossom_jax import buckets, data, evaluate, memory, negatives, popularity, sharding
+from blossom_jax import buckets, data, evaluate, memory, negatives, popularity
 from blossom_jax.data.evaluation_batches import evaluation_batches, evaluation_shapes
 from blossom_jax.errors import UserError
 
@@ -67,7 +67,7 @@ class Evaluation:
         self._sizes = {
             "max_length": config.model.max_length,
             "batch_users": config.eval.batch_users,
-            "multiple_of": mesh.shape[sharding.DATA],
+            "multiple_of": mesh.size,
         }
         self._negatives = negatives.draw(
             *self._users,
@@ -89,9 +89,9 @@ class Evaluation:
           UserError: Sizes that do not fit, with the bytes asked for.
         """
         # As for training: what is needed at least, since the compiler may fail at absurd sizes.
-        items = self._interactions.num_items // self._mesh.shape[sharding.MODEL]
+        items = self._interactions.num_items
         at_least = memory.shard_bytes(params) + max(
-            4 * rows // self._mesh.shape[sharding.DATA] * (items + length + seen)
+            4 * rows // self._mesh.size * (items + length + seen)
             for rows, length, seen in self._shapes
         )
         self._check_fits(other_bytes + at_least)

@@ -128,14 +128,14 @@ def with_seed(plan: Plan, seed: int) -> Plan:
 
 def place_seed(seed: int | Sequence[int], mesh: jax.sharding.Mesh) -> jax.Array:
     """Puts a seed, or several, on all devices."""
-    return jax.device_put(np.asarray(seed, np.uint32), sharding.replicated(mesh))
+    return sharding.put_whole(np.asarray(seed, np.uint32), sharding.replicated(mesh))
 
 
 def _compile(step: jax.stages.Wrapped, like: State, config, mesh, num) -> jax.stages.Compiled:
     """Compiles the step for the only shapes that there are; refuses one that does not fit."""
     shape = config.train.batch_rows, config.data.row_length
     devices = list(mesh.devices.flat)
-    rows_per_device = config.train.batch_rows // mesh.shape[sharding.DATA]
+    rows_per_device = config.train.batch_rows // mesh.size
     # The compiler finds out what is needed to the byte, but may fail at absurd sizes; so first
     # what is needed at least: the state, the gradients, and each layer's input for each token.
     hidden = rows_per_device * config.data.row_length * config.model.hidden_size

@@ -8,12 +8,13 @@ import subprocess
 import jax
 import ml_collections
 
-from blossom_jax import catalogue, data, popularity, trained_model
+from blossom_jax import catalogue, data, hosts, popularity, trained_model
 from blossom_jax.errors import UserError
 from experiments import _cli
 
-# May change between parts of a run: the batches are the same whoever prepares them.
-_FREE_TO_CHANGE = {"data.num_workers"}
+# May change between parts of a run: the batches are the same whoever prepares them, and so are the
+# numbers wherever arrays lie, but for the order in which devices add up.
+_FREE_TO_CHANGE = {"data.num_workers", "mesh.data", "mesh.model"}
 
 
 def check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
@@ -25,18 +26,27 @@ def check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
     path = workdir / "config.json"
     if not path.exists():
         return
-    there = _cli.flatten(read_config(workdir))
-    here = _cli.flatten(config)
-    differing = [
-        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
-        for key in here | there
-        if key not in _FREE_TO_CHANGE and there.get(key) != here.get(key)
-    ]
-    if differing:
+    there, here = (_fixed(values) for values in (read_config(workdir), config))
+    if differing := hosts.differences(there, here, "there", "here"):
         raise UserError(
-            f"{workdir} holds a run with another config: {'; '.join(differing)}; "
+            f"{workdir} holds a run with another config: {differing}; "
             "choose another --workdir, or the same values"
         )
+
+
+def _fixed(config: ml_collections.ConfigDict) -> dict[str, object]:
+    return {k: value for k, value in _cli.flatten(config).items() if k not in _FREE_TO_CHANGE}
+
+
+def check_same(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Refuses to go on where the processes of a run have different configs or folders.
+
+    Raises:
+      UserError: In every process, with all that differs.
+    """
+    files = ("config.json", "results.json")
+    there = {f"whether {workdir / name} exists": (workdir / name).exists() for name in files}
+    hosts.check_same(_cli.flatten(config) | there)
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:

@@ -21,12 +21,13 @@ import jax
 import ml_collections
 from flax import nnx
 
+from blossom_jax import hosts
 from blossom_jax.checkpoint import Checkpoints
 from blossom_jax.metric_log import MetricLog, Terminal
 from blossom_jax.model import num_params
 from blossom_jax.train_step import State
 from blossom_jax.trainer import Progress, Trainer, on_devices, saved_after
-from experiments import _cli, _protocol, _ranks, _results, _setup, _workdir
+from experiments import _cli, _distributed, _protocol, _ranks, _results, _setup, _workdir
 from experiments._plan import Plan, make_plan
 
 
@@ -34,12 +35,15 @@ def main(argv: Sequence[str]) -> None:
     """Trains, resumes, or prints what a finished run found."""
     parser = _cli.ArgumentParser(description=__doc__)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of this run")
+    _distributed.add_arguments(parser)
     arguments = _cli.parse_with_config(parser, argv)
     workdir = pathlib.Path(arguments.workdir)
-    _workdir.check_config(workdir, arguments.config)
-    results = _workdir.read_results(workdir) or train(arguments.config, workdir)
-    if results:
-        print(_results.describe_run(results))
+    with _distributed.joined(arguments):
+        _workdir.check_same(workdir, arguments.config)
+        hosts.together(lambda: _workdir.check_config(workdir, arguments.config))
+        results = _workdir.read_results(workdir) or train(arguments.config, workdir)
+        if results and jax.process_index() == 0:
+            print(_results.describe_run(results))
 
 
 def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict | None:
@@ -57,7 +61,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict | No
       NonFiniteError: A loss or gradient that is not finite.
       KeyboardInterrupt: A Ctrl-C, after which the run was saved.
     """
-    return run(make_plan(config), workdir)
+    return run(hosts.together(lambda: make_plan(config)), workdir)
 
 
 def run(plan: Plan, workdir: pathlib.Path) -> dict | None:
@@ -85,6 +89,7 @@ def started(plan: Plan, workdir: pathlib.Path, *, shows: bool = True) -> Iterato
       workdir: Its folder.
       shows: Whether its progress is shown.
     """
+    hosts.check_same({"the data's content hash": plan.interactions.content_hash})
     _workdir.write_config(workdir, plan.config)
     _workdir.write_catalogue(workdir, plan.interactions, plan.split)
     with contextlib.closing(plan.stream), _checkpoints(workdir) as checkpoints:

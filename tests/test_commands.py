@@ -45,6 +45,10 @@ SMALL = {
     "train": [f"--config.{key}={value}" for key, value in TRAIN.items()],
     "benchmark throughput": ["--rounds=1", "--batch-rows=2"],
     "benchmark attention": ["--rounds=1", "--lengths=32", "--tokens=64"],
+    "benchmark devices": [
+        *("--rounds=1", "--devices=1", "--tokens=64", "--length=16", "--items=30", "--heads=2"),
+        *("--kv-heads=1", "--head-size=4", "--attention=dense", "--dtype=float32"),
+    ],
     "benchmark gpu-report": ["--rounds=1", "--lengths=32", "--tokens=64", "--seconds=1"],
 }
 # Commands that need what is not here, and what they say then.

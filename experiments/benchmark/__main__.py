@@ -4,6 +4,7 @@ python -m experiments.benchmark throughput --dataset=yelp --json=throughput.json
 python -m experiments.benchmark attention --lengths=1024,4096,16384,65536 --plot=attention.svg
 python -m experiments.benchmark tune --output=tiles.json
 python -m experiments.benchmark gpu-report --few --output=report
+python -m experiments.benchmark devices --devices=1,2
 
 `COMMAND --help` lists the options. Every measurement is printed as one line of JSON, and all of
 them as a table at the end.
@@ -19,6 +20,7 @@ COMMANDS = {
     "throughput": "training on packed rows against padded rows",
     "attention": "Blossom attention against dense attention",
     "tune": "tiles of the GPU kernels",
+    "devices": "the training step on several devices against one",
     "gpu-report": "on one GPU: attention, and training with it",
 }
 

@@ -109,7 +109,7 @@ def compare(
     failed: dict[str, str] = {}
     for name, (attention, implementation) in chosen.items():
         try:
-            steps[name] = _prepare(work, attention, implementation)
+            steps[name] = prepare(work, attention, implementation)
         except Exception as error:  # the others go on
             failed[name] = measure.reason(error)
     calls = {name: step.call for name, step in steps.items()}
@@ -134,7 +134,17 @@ def _temporary_bytes(step: Step | None) -> int | None:
     return step.program.memory_analysis().temp_size_in_bytes if step else None
 
 
-def _prepare(work: Workload, attention: str, implementation: str) -> Step:
+def prepare(
+    work: Workload, attention: str, implementation: str, mesh: jax.sharding.Mesh | None = None
+) -> Step:
+    """Prepares a step with the default optimizer.
+
+    Args:
+      work: What is trained on.
+      attention: As in `ModelConfig`.
+      implementation: Likewise.
+      mesh: As in `make_step`.
+    """
     config = work.model(attention, implementation)
 
     def make_model():
@@ -152,8 +162,8 @@ def _prepare(work: Workload, attention: str, implementation: str) -> Step:
         accumulate_steps=1,
         frozen=is_compressor_parameter,
     )
-    prepare = make_step(make_model, adamw, loss_chunk=LOSS_CHUNK, packed=False)
-    return prepare(work.batch())
+    start = make_step(make_model, adamw, loss_chunk=LOSS_CHUNK, packed=False, mesh=mesh)
+    return start(work.batch())
 
 
 def make_step(
@@ -163,8 +173,9 @@ def make_step(
     loss_chunk: int,
     seed: int = 0,
     packed: bool = True,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[Batch], Step]:
-    """Prepares the whole training step on one device.
+    """Prepares the whole training step.
 
     Args:
       make_model: Builds the model with its initial parameters.
@@ -172,11 +183,12 @@ def make_step(
       loss_chunk: Tokens whose logits exist at once.
       seed: Of dropout.
       packed: Whether a row may hold several histories.
+      mesh: Devices that share it; the first one alone by default.
 
     Returns:
       What makes of a batch a step that starts from the initial parameters.
     """
-    mesh = sharding.make_mesh(1, devices=jax.local_devices()[:1])
+    mesh = mesh or sharding.make_mesh(1, devices=jax.local_devices()[:1])
     graphdef, _ = train_step.abstract_params(make_model, mesh)
     like = train_step.abstract_state(make_model, optimizer, mesh)
     step = train_step.make_train_step(
@@ -189,7 +201,8 @@ def make_step(
         packed=packed,
     )
     initial = train_step.init_state(make_model, optimizer, like)
-    return functools.partial(_start, step, initial, mesh, jnp.uint32(seed))
+    seed_everywhere = sharding.put_whole(np.uint32(seed), sharding.replicated(mesh))
+    return functools.partial(_start, step, initial, mesh, seed_everywhere)
 
 
 def _start(step, initial, mesh, seed, batch: Batch) -> Step:

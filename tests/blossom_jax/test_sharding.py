@@ -80,9 +80,9 @@ def test_table_that_does_not_split():
 
 def test_check_batch():
     mesh = sharding.make_mesh(4, 2)
-    sharding.check_batch(12, mesh)
-    with pytest.raises(UserError, match="batch not divisible by devices: 6 rows over mesh.data=4"):
-        sharding.check_batch(6, mesh)
+    sharding.check_batch(16, mesh)
+    with pytest.raises(UserError, match="train.batch_rows=12 over 8 devices"):
+        sharding.check_batch(12, mesh)
 
 
 def test_put_batch():

@@ -1,6 +1,8 @@
 """The training step: what moves, what stays, what it depends on, and on how many devices."""
 
 import functools
+import math
+import re
 
 import jax
 import numpy as np
@@ -31,7 +33,7 @@ CONFIG = ModelConfig(
 
 @functools.cache
 def build(data=1, model=1, config=CONFIG):
-    """Returns the mesh, the compiled step and a function that makes a fresh state."""
+    """Returns the mesh, the step compiled for it, and a function that makes a fresh state."""
     mesh = sharding.make_mesh(data, model, devices=jax.devices()[: data * model])
     optimizer = make_optimizer(
         learning_rate=1e-2,
@@ -52,10 +54,14 @@ def build(data=1, model=1, config=CONFIG):
     graphdef, _ = abstract_params(make_model, mesh)
     like = abstract_state(make_model, optimizer, mesh)
     step = make_train_step(graphdef, optimizer, mesh, like, num_items=NUM_ITEMS, loss_chunk=8)
-    return mesh, step, lambda: init_state(make_model, optimizer, like)
+    seed = jax.device_put(np.uint32(0), sharding.replicated(mesh))
+    # It takes half the time to compile, and runs as fast.
+    options = {"xla_backend_optimization_level": 0}
+    compiled = step.lower(like, make_batch(mesh), seed).compile(options)
+    return mesh, compiled, lambda: init_state(make_model, optimizer, like)
 
 
-def make_batch(mesh, rows=4, length=24, empty_rows=0):
+def make_batch(mesh, rows=8, length=24, empty_rows=0):
     """Returns packed rows of two histories each, of random items."""
     rng = np.random.default_rng(0)
     items = rng.integers(1, NUM_ITEMS + 1, (rows, length + 1)).astype(np.int32)
@@ -68,6 +74,13 @@ def make_batch(mesh, rows=4, length=24, empty_rows=0):
         "positions": positions.astype(np.int32),
     }
     return sharding.put_batch(batch, mesh)
+
+
+def gathered(compiled):
+    """Yields the shape of every array that a program gathers from devices."""
+    for shapes in re.findall(r"= (\S+|\(.*?\)) all-gather(?:-start)?\(", compiled.as_text()):
+        for shape in re.findall(r"\[([\d,]+)\]", shapes):
+            yield tuple(map(int, shape.split(",")))
 
 
 def train(num_steps, seed=0, **where):
@@ -88,7 +101,7 @@ def leaves(state):
 def test_it_learns_and_counts_steps():
     state, losses = train(30)
     assert losses[0] == pytest.approx(np.log(NUM_ITEMS), abs=0.2)
-    assert losses[-1] < losses[0] - 1
+    assert losses[-1] < losses[0] - 0.8
     assert int(state["step"]) == 30
 
 
@@ -123,9 +136,9 @@ def test_without_a_selection_gradient_the_compressor_stays_to_the_bit():
 def test_metrics_are_sums_over_targets_and_the_norm_of_the_mean_loss():
     mesh, step, fresh = build()
     seed = jax.device_put(np.uint32(0), sharding.replicated(mesh))
-    _, half = step(fresh(), make_batch(mesh, empty_rows=2), seed)
+    _, half = step(fresh(), make_batch(mesh, empty_rows=6), seed)
     assert float(half["count"]) == 2 * 22
-    _, none = step(fresh(), make_batch(mesh, empty_rows=4), seed)
+    _, none = step(fresh(), make_batch(mesh, empty_rows=8), seed)
     assert {name: float(value) for name, value in none.items()} == {
         "loss_sum": 0.0,
         "count": 0.0,
@@ -141,17 +154,36 @@ def test_the_state_is_donated():
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state["params"]))
 
 
-@pytest.mark.parametrize(("data", "model"), [(2, 2)])
+@pytest.mark.parametrize(("data", "model"), [(2, 1), (4, 2)])
 def test_a_mesh_of_devices_gives_the_numbers_of_one(data, model):
-    one, losses = train(3)
-    many, sharded_losses = train(3, data=data, model=model)
-    np.testing.assert_allclose(sharded_losses, losses, rtol=1e-5)
-    for a, b in zip(leaves(many["params"]), leaves(one["params"]), strict=True):
-        assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(b)
+    one, (loss,) = train(1)
+    many, (sharded_loss,) = train(1, data=data, model=model)
+    assert sharded_loss == pytest.approx(loss, rel=1e-6)
+    # After one step Adam's first moment is the gradient, but for a factor.
+    first, sharded = (leaves(optax.tree.get(state["opt_state"], "mu")) for state in (one, many))
+    for a, b in zip(sharded, first, strict=True):
+        assert np.linalg.norm(a - b) <= 1e-6 * np.linalg.norm(b)
+    _, losses = train(30)
+    _, sharded_losses = train(30, data=data, model=model)
+    np.testing.assert_allclose(sharded_losses, losses, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("data", "model"), [(4, 2)])
+def test_no_device_has_more_of_the_table_than_its_own_rows(data, model):
+    many, _ = train(1, data=data, model=model)
     table = many["params"]["item_embedding"]["embedding"][...]
     moment = optax.tree.get(many["opt_state"], "mu")["item_embedding"]["embedding"][...]
     for array in (table, moment):
         assert array.sharding.shard_shape(array.shape) == (128 // model, 16)
+    shapes = list(gathered(build(data, model)[1]))
+    hidden_of_one_part = 8 * 24 * 16 // data
+    assert shapes and max(map(math.prod, shapes)) <= hidden_of_one_part
+    assert not [shape for shape in shapes if 128 in shape]
+
+
+def test_devices_that_split_nothing_but_rows_gather_nothing():
+    # What is left are the parts of a softmax that has one part.
+    assert all(math.prod(shape) <= 2 * 8 for shape in gathered(build(2)[1]))
 
 
 def test_the_abstract_state_is_the_state():

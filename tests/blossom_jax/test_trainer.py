@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+import types
 
 import jax
 import jax.numpy as jnp
@@ -206,6 +207,16 @@ def test_a_second_ctrl_c_does_not_wait(whole, tmp_path):
         run(tmp_path, step=kill_at(7, signal.SIGINT, signal.SIGINT))
     assert not str(interrupt.value)
     assert_goes_on(whole, tmp_path)  # from an earlier checkpoint
+
+
+def test_of_several_processes_all_stop_after_the_step_that_jax_finds(tmp_path, monkeypatch):
+    # Only the loop believes it: there is no second process to meet at a checkpoint.
+    several = types.SimpleNamespace(**vars(jax) | {"process_count": lambda: 2})
+    monkeypatch.setattr("blossom_jax.trainer.jax", several)
+    found = "blossom_jax.trainer.multihost_utils.reached_preemption_sync_point"
+    monkeypatch.setattr(found, lambda step: step == 7)
+    _, progress = run(tmp_path)
+    assert progress.step == 7
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def _step_without_model(work, attention, implementation):
 def test_files_hold_every_measurement(tmp_path, monkeypatch, capsys):
     small = {"heads": 4, "kv_heads": 2, "head_size": 8, "dtype": "float32"}
     monkeypatch.setattr(gpu_report, "_HEADS", small)
-    monkeypatch.setattr(training, "_prepare", _step_without_model)
+    monkeypatch.setattr(training, "prepare", _step_without_model)
     flags = ["--few", "--tokens=64", "--lengths=32", "--rounds=1", "--commit=abc", "--items=20"]
     flags += ["--training-tokens=64", "--training-lengths=32", f"--output={tmp_path / 'out'}"]
     benchmark.main(["gpu-report", *flags])

@@ -190,7 +190,7 @@ def test_changed_data_is_refused(whole, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"train__batch_rows": 6}, "batch not divisible by devices: 6 rows over mesh.data=8"),
+        ({"train__batch_rows": 6}, "batch not divisible by devices: train.batch_rows=6 over 8"),
         ({"mesh__data": 3}, "mesh of data=3 x model=1 does not fit 8"),
         ({"model__hidden_size": 1_600_000}, r"needs [\d,]{16,} bytes, more than the [\d,]+ of"),
         ({"data__row_length": 10**9}, r"needs [\d,]{13,} bytes, more than the [\d,]+ of"),
