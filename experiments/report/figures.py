@@ -48,18 +48,23 @@ def buckets(series: Sequence[Series], metric: str, *, key: str, name: str, title
       title: Of the axis.
     """
     figure, (axes,) = _panels(1, 1, legend=series)
-    for style, each in zip(_styles(len(series)), series, strict=True):
+    highest = 0.0
+    for n, (style, each) in enumerate(zip(_styles(len(series)), series, strict=True)):
         by_bucket = list(zip(*(run.results[key] for run in each.runs), strict=True))
-        place = [_middle(same[0], name) for same in by_bucket]
+        beside = 1.03 ** (n - (len(series) - 1) / 2)  # so that bars do not hide each other
+        place = [_middle(same[0], name) * beside for same in by_bucket]
         found = [statistics.mean_interval([b[metric] for b in same]) for same in by_bucket]
         mean, half = np.array(found).T
-        axes.errorbar(place, mean, np.nan_to_num(half), label=each.name, capsize=3, **style)
+        bars = {"capsize": 2.5, "elinewidth": 1, "markersize": 5}
+        axes.errorbar(place, mean, np.nan_to_num(half), label=each.name, **bars, **style)
+        highest = max(highest, mean.max())
     first = series[0].runs[0].results[key]
     labels = [f"{_span(b, name)}\n{b['num_users']:,}" for b in first]
     axes.set_xscale("log")
     axes.set_xticks([_middle(b, name) for b in first], labels, fontsize=7.5, minor=False)
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)
+    # Intervals of two seeds are so long that nothing else would be seen.
+    axes.set_ylim(0, min(axes.get_ylim()[1], 2 * highest or 1))
     _name(axes, f"{metric} of the test", f"{title} (below: users)")
     _legend(figure, axes)
     return figure

@@ -54,8 +54,9 @@ def _sections(found: Found) -> Iterator[str]:
         drawn = figures.buckets(shown, found.metric, key=key, name=name, title=below)
         yield _picture(drawn)
         yield _note(
-            "Bars are 95% intervals over seeds, where there are several. Buckets compare different "
-            "users: only models may be compared, at one place of the axis."
+            "Bars are 95% intervals over seeds, where there are several; those of two seeds may "
+            "leave the picture. Buckets compare different users: only models may be compared, at "
+            "one place of the axis."
         )
     yield "<h2>Cost against accuracy</h2>"
     yield _picture(figures.cost(found.series, found.metric))
