@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -55,7 +56,7 @@ def buckets(series: Sequence[Series], metric: str, *, key: str, name: str, title
         place = [_middle(same[0], name) * beside for same in by_bucket]
         found = [statistics.mean_interval([b[metric] for b in same]) for same in by_bucket]
         mean, half = np.array(found).T
-        bars = {"capsize": 2.5, "elinewidth": 1, "markersize": 5}
+        bars: dict[str, Any] = {"capsize": 2.5, "elinewidth": 1, "markersize": 5}
         axes.errorbar(place, mean, np.nan_to_num(half), label=each.name, **bars, **style)
         highest = max(highest, mean.max())
     first = series[0].runs[0].results[key]
