@@ -14,6 +14,7 @@ from test_train import ROOT, flags, log, run  # noqa: F401  (a fixture)
 from blossom_jax.data.split import Targets
 from blossom_jax.errors import UserError
 from blossom_jax.evaluate import Ranks
+from blossom_jax.model import ModelConfig
 from experiments import _cli, _ranks, _results
 from experiments.report import __main__ as report
 from experiments.sweep import __main__ as sweep
@@ -21,6 +22,7 @@ from experiments.sweep import comparison, folder, processes, runs
 from experiments.sweep.definition import Sweep, load_sweep, with_values
 from experiments.sweep.runs import Run
 
+SWEEPS = [p for p in sorted((ROOT / "configs/sweeps").glob("*.py")) if p.stem != "__init__"]
 ROWS = {"blossom": {}, "dense": {"model.attention": "dense"}}
 
 
@@ -30,12 +32,17 @@ def write_sweep(path, **changes):
     return path
 
 
-def test_the_shipped_sweep_fits_every_config():
-    found = load_sweep(f"{ROOT}/configs/sweeps/quickstart.py")
-    config = _cli.load_config(f"{ROOT}/configs/ml_100k.py")
-    changed = [with_values(config, changes) for changes in found.rows.values()]
-    assert [each.model.attention for each in changed] == ["blossom", "stis", "dense"]
-    assert all(each.is_locked for each in changed) and config.model.attention == "blossom"
+@pytest.mark.parametrize("path", SWEEPS, ids=[path.stem for path in SWEEPS])
+def test_the_rows_of_a_shipped_sweep_fit_the_config_of_its_command(path):
+    command = rf"--config=(configs/\w+\.py) --sweep=configs/sweeps/{path.name}\b"
+    config = _cli.load_config(str(ROOT / re.search(command, path.read_text())[1]))
+    before, found = config.to_json(), load_sweep(str(path))
+    for changes in found.rows.values():
+        for point in found.points():
+            changed = with_values(config, changes | point)
+            assert changed.is_locked
+            ModelConfig(**changed.model)
+    assert config.to_json() == before
 
 
 def test_every_row_is_tuned_on_the_same_points():
