@@ -34,7 +34,7 @@ def write_sweep(path, **changes):
 
 @pytest.mark.parametrize("path", SWEEPS, ids=[path.stem for path in SWEEPS])
 def test_the_rows_of_a_shipped_sweep_fit_the_config_of_its_command(path):
-    command = rf"--config=(configs/\w+\.py) --sweep=configs/sweeps/{path.name}\b"
+    command = rf"--config=(configs/\w+\.py)[\s\\]+--sweep=configs/sweeps/{path.name}\b"
     config = _cli.load_config(str(ROOT / re.search(command, path.read_text())[1]))
     before, found = config.to_json(), load_sweep(str(path))
     for changes in found.rows.values():
