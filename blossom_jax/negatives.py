@@ -93,7 +93,7 @@ def _draw_weighted(
 ) -> Int32[np.ndarray, "n num"]:
     """Draws items one after the other with chances as their weights, passing over excluded ones."""
     drawn = np.zeros((num_users, num), np.int32)
-    for users in _blocks(num_users):
+    for users in _blocks(num_users) if num else ():  # one item alone has no others
         for _ in range(_ROUNDS):
             if not len(users):
                 break

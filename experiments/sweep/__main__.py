@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     }
     codes = processes.run_all(commands, jobs=arguments.jobs)
     print(folder.summarize(workdir))
-    return max(codes.values())
+    return next((code for code in codes.values() if code), 0)
 
 
 def _train_one(arguments: argparse.Namespace, sweep: Sweep, seeds: Sequence[int]) -> int:
