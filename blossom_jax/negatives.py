@@ -127,13 +127,16 @@ def _first_valid(
     items: Int32[np.ndarray, "users draws"], valid: Bool[np.ndarray, "users draws"]
 ) -> Int32[np.ndarray, "users draws"]:
     """Moves the valid items of each row, each where it comes first, to the left; 0 fills up."""
-    order = np.argsort(items, axis=1, kind="stable")
-    ordered = np.take_along_axis(items, order, axis=1)
+    width = items.shape[1]
+    # Sorting numbers that hold item and column is several times faster than a stable argsort.
+    item, column = np.divmod(np.sort(items.astype(np.int64) * width + np.arange(width)), width)
     repeats = np.zeros_like(valid)
-    np.put_along_axis(repeats, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+    np.put_along_axis(repeats, column[:, 1:], item[:, 1:] == item[:, :-1], axis=1)
     kept = valid & ~repeats
-    to_left = np.argsort(~kept, axis=1, kind="stable")
-    return np.take_along_axis(np.where(kept, items, 0), to_left, axis=1)
+    row, place = np.nonzero(kept)
+    left = np.zeros_like(items)
+    left[row, np.cumsum(kept, axis=1)[row, place] - 1] = items[row, place]
+    return left
 
 
 def _complete(rng, drawn: Int32[np.ndarray, "num"], weights, excluded, user: int) -> None:
