@@ -1,5 +1,8 @@
 """The sweep: its file, its processes, what it compares, and the report on it."""
 
+import contextlib
+import functools
+import io
 import json
 import re
 import signal
@@ -7,10 +10,12 @@ import sys
 import textwrap
 import threading
 
+import jax
 import numpy as np
 import pytest
-from test_train import ROOT, flags, log, run  # noqa: F401  (a fixture)
+from test_train import ROOT, flags, log  # noqa: F401  (a fixture)
 
+from blossom_jax import sharding
 from blossom_jax.data.split import Targets
 from blossom_jax.errors import UserError
 from blossom_jax.evaluate import Ranks
@@ -151,15 +156,15 @@ def test_ranks_are_saved_as_they_are(tmp_path):
 
 
 def test_verdicts(tmp_path):
-    rng = np.random.default_rng(0)
-    ranks = rng.integers(1, 40, (3, 4000)).astype(float)
+    users = 100_000
+    ranks = np.random.default_rng(0).integers(1, 40, (3, users)).astype(float)
     rows = {
         "reference": runs_of(tmp_path, "reference", ranks),
         "same": runs_of(tmp_path, "same", ranks),
         "better": runs_of(tmp_path, "better", np.ceil(ranks / 2)),
         "worse": runs_of(tmp_path, "worse", ranks * 1.2),
-        "few": runs_of(tmp_path, "few", rng.integers(1, 40, (2, 4000)).astype(float)),
-        "others": runs_of(tmp_path, "others", ranks, users=np.arange(4000) + 1),
+        "unlike": runs_of(tmp_path, "unlike", ranks[:2] * [[0.85], [1.15]]),
+        "others": runs_of(tmp_path, "others", ranks, users=np.arange(users) + 1),
         "missing": [],
     }
     lines = {x.row: x for x in comparison.compare(rows, "reference", "full/recall@10")}
@@ -168,13 +173,13 @@ def test_verdicts(tmp_path):
         "same": "not worse",
         "better": "better",
         "worse": "worse",
-        "few": "undecided",
+        "unlike": "undecided",  # its seeds are far apart
         "others": "asks other users",
     }
     assert lines["better"].seconds == 6
     assert lines["same"].comparison["difference"] == 0
-    raw = lines["few"].comparison["p_value"]
-    assert raw < lines["few"].p_holm <= 4 * raw
+    raw = lines["unlike"].comparison["p_value"]
+    assert raw < lines["unlike"].p_holm <= 4 * raw
     text = comparison.describe(list(lines.values()), "reference", "full/recall@10")
     assert re.search(r"better +3 +0\.\d{4} ± 0\.\d{4} +\+0\.\d{4} \[\+0\.\d{4}, ", text)
     assert "Holm" in text and "single seed" not in text
@@ -201,6 +206,15 @@ def test_an_old_run_without_buckets_or_protocol_is_described():
     ]
 
 
+def run_here(commands, jobs):
+    """Runs the commands of a sweep in this process, one after the other."""
+    assert jobs == 2
+    assert {tuple(command[:3]) for command in commands.values()} == {
+        (sys.executable, "-m", "experiments.sweep")
+    }
+    return {row: sweep.main(command[3:]) for row, command in commands.items()}
+
+
 @pytest.fixture(scope="module")
 def swept(log, tmp_path_factory):  # noqa: F811
     """Returns a sweep's folder and what was printed: one row seed by seed, one as one program."""
@@ -208,10 +222,16 @@ def swept(log, tmp_path_factory):  # noqa: F811
     path = write_sweep(
         tmp_path / "s.py", rows={"blossom": {}, "undecayed": {"train.weight_decay": 0}}
     )
-    changes = {"mesh__data": 1, "train__num_steps": 10, "eval__every_steps": 5}
+    changes = {"train__num_steps": 10, "eval__every_steps": 5}
     arguments = [*flags(log, tmp_path / "sweep", **changes), f"--sweep={path}", "--seeds=2"]
-    run("sweep", *arguments, "--only=undecayed")
-    return tmp_path / "sweep", run("sweep", *arguments, "--together", "--jobs=2")
+    one_device = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sharding, "make_mesh", one_device)
+        patch.setattr(processes, "run_all", run_here)
+        assert sweep.main([*arguments, "--only=undecayed"]) == 0
+        assert sweep.main([*arguments, "--together", "--jobs=2"]) == 0
+    return tmp_path / "sweep", printed.getvalue()
 
 
 def test_a_sweep_trains_what_is_missing_and_compares(swept):
