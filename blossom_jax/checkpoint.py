@@ -90,7 +90,8 @@ class Checkpoints:
     def restore_latest(self, like: dict) -> tuple[dict, dict] | None:
         """Returns (state, progress) of the latest checkpoint that is whole, or None.
 
-        Damaged checkpoints after it are reported and removed: the run will write them again.
+        Damaged checkpoints after it are reported and, where this may write, removed: the run will
+        write them again.
 
         Args:
           like: The state as ShapeDtypeStructs with shardings.
@@ -98,7 +99,7 @@ class Checkpoints:
         Raises:
           UserError: A whole checkpoint that another version of the model wrote.
         """
-        step = _judged_by_the_first(lambda: self._latest_whole(remove=True))
+        step = _judged_by_the_first(lambda: self._latest_whole(remove=not self._read_only))
         if step is None:
             return None
         rest = {name: value for name, value in like.items() if name != "params"}

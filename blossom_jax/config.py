@@ -39,6 +39,7 @@ class ModelConfig:
       implementation: of the attention ops, see `pallas_kernels`; of "dense", "xla" or "cudnn"; an
         empty string lets the fastest that runs here be chosen.
       layer_norm_epsilon: added to the variance.
+      grow_items: whether a run that starts from another may add items to its model.
 
     Raises:
       UserError: A value out of its range, or sizes that do not fit together.
@@ -63,6 +64,7 @@ class ModelConfig:
     dtype: str = "float32"
     implementation: str = ""
     layer_norm_epsilon: float = 1e-12
+    grow_items: bool = False
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

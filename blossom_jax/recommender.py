@@ -50,7 +50,7 @@ class Recommender:
         Raises:
           UserError: `batch_users` does not divide by the devices that share a batch.
         """
-        devices = model.mesh.shape[sharding.DATA]
+        devices = model.mesh.size
         if batch_users < 1 or batch_users % devices:
             raise UserError(
                 f"batch_users must be a positive multiple of the {devices} device(s) that share "
@@ -191,7 +191,7 @@ class Recommender:
         """
         if top_k < 1:
             raise UserError(f"top_k must be at least 1, got {top_k}")
-        k = min(top_k, self.catalogue.num_items)
+        k = min(_round_up(top_k), self.catalogue.num_items)
         read = [self.catalogue.known(history) for history in histories]
         numbers = [np.array(known, np.int32) for known, _ in read]
         present = [i for i, known in enumerate(numbers) if len(known)]
@@ -199,7 +199,7 @@ class Recommender:
         items = dict(zip(present, ranked, strict=True))
         popular = self._popular(k, allowed) if len(present) < len(read) else []
         return [
-            Answer(items.get(i, popular), unknown, i not in items)
+            Answer(items.get(i, popular)[:top_k], unknown, i not in items)
             for i, (_, unknown) in enumerate(read)
         ]
 
@@ -241,6 +241,14 @@ class Recommender:
         ]
 
 
+def _round_up(top_k: int) -> int:
+    """Returns 16, 64, 256, ...: places are few and cheap, a program for each number is not."""
+    k = 16
+    while k < top_k:
+        k *= 4
+    return k
+
+
 def _best_items(model: TrainedModel):
     """Returns the function that ranks the catalogue for a batch."""
     score = evaluate.last_scores(model.graphdef)
@@ -248,7 +256,9 @@ def _best_items(model: TrainedModel):
     def best(
         params, batch: dict[str, Array], allowed: Bool[Array, "items"], *, k: int
     ) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
-        new = metrics.without_seen(score(params, batch), batch["seen"])
+        with sharding.traced_on(model.mesh):
+            scores = score(params, batch)
+        new = metrics.without_seen(scores, batch["seen"])
         return jax.lax.top_k(jnp.where(allowed & ~jnp.isnan(new), new, -jnp.inf), k)
 
     return best

@@ -34,6 +34,7 @@ class TrainedModel:
       graphdef: The model without its parameters; `nnx.merge(graphdef, params)` is the model.
       params: The parameters.
       step: The training step after which they were saved.
+      data: Content hash of the log that was trained on.
       mesh: The devices that they are on.
     """
 
@@ -43,6 +44,7 @@ class TrainedModel:
     graphdef: nnx.GraphDef
     params: nnx.State
     step: int
+    data: str
     mesh: jax.sharding.Mesh
 
     @property
@@ -73,9 +75,9 @@ def load(
     config, items = read_config(directory), catalogue.load(directory)
     make_model = model_maker(ModelConfig(**config["model"]), items.num_items, config["seed"])
     graphdef, like = abstract_params(make_model, mesh)
-    read = _read_exported if is_export(directory) else read_checkpoint
-    params, step = read(directory, like, step)
-    return TrainedModel(directory, config, items, graphdef, params, step, mesh)
+    read = _read_exported if is_export(directory) else _read_checkpoint
+    params, step, data = read(directory, like, step)
+    return TrainedModel(directory, config, items, graphdef, params, step, data, mesh)
 
 
 def is_export(directory: pathlib.Path) -> bool:
@@ -100,44 +102,32 @@ def read_config(directory: pathlib.Path) -> dict[str, Any]:
     return values
 
 
-def read_checkpoint(
-    workdir: pathlib.Path, like: nnx.State, step: int | None = None
-) -> tuple[nnx.State, int]:
-    """Returns the parameters of a run after some step, and that step.
-
-    Args:
-      workdir: Folder of the run; another process may be writing there.
-      like: The parameters as ShapeDtypeStructs with shardings.
-      step: Of the checkpoint; None takes the best of the run.
-
-    Raises:
-      UserError: The run has no such checkpoint, or it is damaged or of another model.
-    """
+def _read_checkpoint(workdir, like, step):
     from blossom_jax.checkpoint import Checkpoints  # an export is opened without Orbax
 
     with contextlib.closing(Checkpoints(workdir / "checkpoints", read_only=True)) as checkpoints:
-        if step is None:
-            progress = checkpoints.latest_progress()
-            step = progress["best_step"] if progress else 0
-            if not step:
-                raise UserError(f"{workdir} holds no checkpoint of a model that was evaluated")
-        elif step not in checkpoints.steps():
-            there = ", ".join(map(str, checkpoints.steps())) or "none"
+        progress = checkpoints.latest_progress()
+        step = step or (progress and progress["best_step"])
+        if not progress or not step:
+            raise UserError(f"{workdir} holds no checkpoint of a model that was evaluated")
+        if step not in checkpoints.steps():
+            there = ", ".join(map(str, checkpoints.steps()))
             raise UserError(f"{workdir} holds no checkpoint of step {step}; it has: {there}")
         params = checkpoints.restore_params(step, like)
     if params is None:
         raise UserError(f"{workdir} holds no whole checkpoint of step {step}")
-    return params, step
+    return params, step, progress["data"]
 
 
 def _read_exported(directory, like, step):
     path = directory / PARAMS
-    exported_step = read_config(directory)[EXPORT]["step"]
+    section = read_config(directory)[EXPORT]
+    exported_step = section["step"]
     if step not in (None, exported_step):
         raise UserError(f"{directory} holds the model after step {exported_step}, not {step}")
     try:
         with np.load(path) as arrays:
-            return from_named(like, arrays), exported_step
+            return from_named(like, arrays), exported_step, section["data"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged or of another model: {error}") from error
 

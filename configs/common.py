@@ -41,11 +41,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dtype = "float32"  # of activations; parameters are float32 always
     config.model.implementation = ""  # of the attention ops; "" = the best for this device
     config.model.layer_norm_epsilon = 1e-12
+    config.model.grow_items = False  # whether train.init_from may know fewer items than the log
 
     config.train = ml_collections.ConfigDict()
     config.train.num_epochs = 200
     config.train.num_steps = 0  # if set, it counts instead of num_epochs
     config.train.batch_rows = 128  # packed rows a step, over all devices
+    config.train.init_from = ""  # workdir of a run whose last checkpoint this one starts from
     config.train.target = "all"  # every position predicts its next item; or the "last" alone
     config.train.learning_rate = 1e-3
     config.train.warmup_steps = 100

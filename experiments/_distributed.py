@@ -68,10 +68,7 @@ def joined(arguments: argparse.Namespace) -> Iterator[None]:
         print("interrupted", file=sys.stderr, flush=True)
         os._exit(130)
     except Exception as error:
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            print(_lost(error), file=sys.stderr, flush=True)
-        else:
-            traceback.print_exc()
+        print(_reason(error), file=sys.stderr, flush=True)
         os._exit(1)
 
 
@@ -95,10 +92,14 @@ def _asked_for(arguments: argparse.Namespace) -> bool:
     return arguments.distributed or all(given)
 
 
-def _lost(error: Exception) -> str:
-    reason = " ".join(str(error).split())
+def _reason(error: Exception) -> str:
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return "".join(traceback.format_exception(error))
+    said = " ".join(str(error).split())[:300]
+    me = f"process {jax.process_index()} of {jax.process_count()}"
+    if "RESOURCE_EXHAUSTED" in said:
+        return f"error: {me} is out of memory: {said}"
     return (
-        f"error: process {jax.process_index()} of {jax.process_count()} stops, as another process "
-        "seems to have ended; start all of them again to resume from the last checkpoint. "
-        f"JAX says: {reason[:300]}"
+        f"error: {me} stops, as another process seems to have ended; start all of them again to "
+        f"resume from the last checkpoint. JAX says: {said}"
     )

@@ -1,10 +1,10 @@
 """Builds what a config says about evaluation, for every command that measures a model."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
-from flax import nnx
 
 from blossom_jax import buckets, data, evaluate, memory, negatives, popularity
 from blossom_jax.data.evaluation_batches import evaluation_batches, evaluation_shapes
@@ -13,12 +13,11 @@ from blossom_jax.errors import UserError
 
 def make_evaluator(
     config: ml_collections.ConfigDict,
-    graphdef: nnx.GraphDef,
+    score: Callable[[Any, dict], jax.Array],
     num_items: int,
     mesh: jax.sharding.Mesh,
 ) -> evaluate.Evaluator:
-    """Returns what ranks by the model, in validation and test alike: compiled once for both."""
-    score = evaluate.last_scores(graphdef)
+    """Returns what ranks by `score`, in validation and test alike: compiled once for both."""
     return evaluate.Evaluator(score, num_items=num_items, mesh=mesh, ks=config.eval.ks)
 
 

@@ -14,7 +14,7 @@ from blossom_jax import memory, sharding, together
 from blossom_jax.data import Interactions, Split
 from blossom_jax.data.pipeline import TrainStream
 from blossom_jax.errors import UserError
-from blossom_jax.evaluate import Evaluator
+from blossom_jax.evaluate import Evaluator, last_scores
 from blossom_jax.train_step import (
     State,
     abstract_params,
@@ -65,6 +65,8 @@ def make_plan(config: ml_collections.ConfigDict, num_seeds: int = 1) -> Plan:
             "model.causal=false would show every token the item that it is to predict: "
             "train.target must be 'last' then, not 'all'"
         )
+    if config.model.grow_items and not config.train.init_from:
+        raise UserError("model.grow_items=true needs train.init_from=DIR, the run that is to grow")
     interactions, split = _setup.load_data(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     sharding.check_batch(config.train.batch_rows, mesh)
@@ -89,7 +91,9 @@ def make_plan(config: ml_collections.ConfigDict, num_seeds: int = 1) -> Plan:
     )
     seed = place_seed(config.seed, mesh)
     compiled = _compile(step, like, config, mesh, num_seeds)
-    evaluator = _evaluation.make_evaluator(config, graphdef, interactions.num_items, mesh)
+    evaluator = _evaluation.make_evaluator(
+        config, last_scores(graphdef), interactions.num_items, mesh
+    )
     others = num_seeds * memory.shard_bytes(like) - memory.shard_bytes(like["params"])
     for evaluation in (valid, test):
         evaluation.prepare(evaluator, like["params"], other_bytes=others)

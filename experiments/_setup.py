@@ -61,6 +61,7 @@ def check_data(interactions: data.Interactions, content_hash: str) -> None:
         raise UserError(
             f"the data of {interactions.name} changed since this run began: content hash "
             f"{content_hash} then, {interactions.content_hash} now; choose another --workdir"
+            " (and --config.train.init_from=DIR, to train on from the last checkpoint of a run)"
         )
 
 

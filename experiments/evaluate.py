@@ -1,72 +1,80 @@
-"""Evaluates the best checkpoint of a run again, on this machine.
+"""Evaluates the best checkpoint of a run again, another one, or an export, on this machine.
 
     python -m experiments.evaluate --workdir=runs/yelp
+    python -m experiments.evaluate --workdir=runs/yelp --step=1400 --split=valid --json
+    python -m experiments.evaluate --workdir=exports/yelp
 
-The config is the run's own.
+The config is the run's own. Of an export, it is the exported program that is measured.
 """
 
-import contextlib
 import json
 import pathlib
 from collections.abc import Sequence
 
-from blossom_jax import sharding
-from blossom_jax.checkpoint import Checkpoints
-from blossom_jax.errors import UserError
-from blossom_jax.train_step import abstract_params
+import jax
+
+from blossom_jax import evaluate as ranking
+from blossom_jax import serving, sharding, trained_model
+from blossom_jax.trained_model import TrainedModel
 from experiments import _cli, _evaluation, _protocol, _results, _setup, _workdir
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints the metrics of the best checkpoint."""
+    """Prints the metrics of a checkpoint or an export."""
     parser = _cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="of a run, or an export")
+    parser.add_argument("--step", type=int, metavar="N", help="of the checkpoint; default the best")
     parser.add_argument("--split", choices=("valid", "test"), default="test", help="targets to ask")
     parser.add_argument("--json", action="store_true", help="print every metric, as JSON")
     arguments = parser.parse_args(argv)
-    measured = evaluate(pathlib.Path(arguments.workdir), arguments.split)
+    measured = evaluate(pathlib.Path(arguments.workdir), arguments.split, arguments.step)
     print(json.dumps(measured, indent=2) if arguments.json else _results.table(**measured))
 
 
-def evaluate(workdir: pathlib.Path, part: str) -> dict:
-    """Measures the best checkpoint of a run.
+def evaluate(directory: pathlib.Path, part: str, step: int | None = None) -> dict:
+    """Measures a checkpoint of a run, or an export.
 
     Args:
-      workdir: Folder of the run.
+      directory: Folder of the run, or the export.
       part: "valid" or "test".
+      step: Of the checkpoint; None takes the best.
 
     Returns:
       What `_results.table` takes.
 
     Raises:
-      UserError: No run, or no checkpoint of it that is whole.
+      UserError: No run, no such checkpoint that is whole, or other data than it was trained on.
     """
-    config = _workdir.read_config(workdir)
+    config = _workdir.read_config(directory)
+    # An exported program is one for one device.
+    devices = jax.devices()[:1] if trained_model.is_export(directory) else None
+    model = trained_model.load(directory, step=step, mesh=sharding.make_mesh(devices=devices))
     interactions, split = _setup.load_data(config)
-    mesh = sharding.make_mesh()
-    graphdef, like = abstract_params(_setup.model_maker(config, interactions.num_items), mesh)
-    evaluation = _evaluation.Evaluation(config, interactions, split, part, mesh, with_coverage=True)
-    evaluator = _evaluation.make_evaluator(config, graphdef, interactions.num_items, mesh)
-    evaluation.prepare(evaluator, like)
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    with contextlib.closing(checkpoints):
-        progress = checkpoints.latest_progress()
-        if progress is None or not progress["best_step"]:
-            raise UserError(f"{workdir} holds no checkpoint of a model that was evaluated")
-        _setup.check_data(interactions, progress["data"])
-        params = checkpoints.restore_params(progress["best_step"], like)
-    if params is None:
-        raise UserError(f"{workdir} holds no whole checkpoint of step {progress['best_step']}")
+    _setup.check_data(interactions, model.data)
+    evaluation = _evaluation.Evaluation(
+        config, interactions, split, part, model.mesh, with_coverage=True
+    )
+    score, params = _scores(model)
+    evaluator = _evaluation.make_evaluator(config, score, interactions.num_items, model.mesh)
+    evaluation.prepare(evaluator, params)
     ranks = evaluation.rank(evaluator, params)
     return {
         "title": f"{interactions.name}: {part} of {config.model.attention} attention after step "
-        f"{progress['best_step']:,}",
+        f"{model.step:,}",
         "model": evaluation.summarize(ranks),
         "popularity": evaluation.popularity(),
         "by_length": evaluation.by_length(ranks),
         "by_popularity": evaluation.by_popularity(ranks),
         "protocol": _protocol.make_card(config, interactions, split),
     }
+
+
+def _scores(model: TrainedModel):
+    """Returns the function that scores a batch, and its parameters on the devices."""
+    if not trained_model.is_export(model.directory):
+        return ranking.last_scores(model.graphdef), model.params
+    score, params = serving.last_scores(model.directory)
+    return score, jax.device_put(params, sharding.replicated(model.mesh))
 
 
 if __name__ == "__main__":

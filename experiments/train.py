@@ -27,7 +27,7 @@ from blossom_jax.metric_log import MetricLog, Terminal
 from blossom_jax.model import num_params
 from blossom_jax.train_step import State
 from blossom_jax.trainer import Progress, Trainer, on_devices, saved_after
-from experiments import _cli, _distributed, _protocol, _ranks, _results, _setup, _workdir
+from experiments import _cli, _continue, _distributed, _protocol, _ranks, _results, _setup, _workdir
 from experiments._plan import Plan, make_plan
 
 
@@ -90,10 +90,10 @@ def started(plan: Plan, workdir: pathlib.Path, *, shows: bool = True) -> Iterato
       shows: Whether its progress is shown.
     """
     hosts.check_same({"the data's content hash": plan.interactions.content_hash})
-    _workdir.write_config(workdir, plan.config)
-    _workdir.write_catalogue(workdir, plan.interactions, plan.split)
     with contextlib.closing(plan.stream), _checkpoints(workdir) as checkpoints:
         state, progress = _start_or_resume(plan, checkpoints)
+        _workdir.write_config(workdir, plan.config)
+        _workdir.write_catalogue(workdir, plan.interactions, plan.split)
         logs = _logs(workdir, progress.step, plan.schedule.num_steps, shows)
         with logs as (log, terminal):
             terminal.say(_describe(plan, progress))
@@ -160,7 +160,10 @@ def _logs(
 def _start_or_resume(plan: Plan, checkpoints: Checkpoints) -> tuple[State, Progress]:
     restored = checkpoints.restore_latest(plan.like)
     if restored is None:
-        return plan.init(), Progress(plan.interactions.content_hash, plan.stream.get_state())
+        state = plan.init()
+        if plan.config.train.init_from:
+            state = _continue.from_run(plan, state)
+        return state, Progress(plan.interactions.content_hash, plan.stream.get_state())
     state, progress = restored[0], Progress(**restored[1])
     _setup.check_data(plan.interactions, progress.data)
     plan.stream.set_state(progress.input_state)

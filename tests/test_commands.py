@@ -99,6 +99,7 @@ def here(log, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     shutil.copy(log / "log.csv", tmp_path)
+    (tmp_path / "users.jsonl").write_text('{"user": "me", "history": ["i1", "i2"]}\n')
     return tmp_path
 
 
@@ -115,19 +116,20 @@ def lay_run(workdir, trained):
     shutil.copytree(trained, workdir)
 
 
-def workdir_of(arguments):
-    """Returns the folder of the run that a command reads, or None."""
+def runs_of(name, arguments):
+    """Returns the folders of the runs that a command reads."""
     words = itertools.chain.from_iterable(word.split("=", 1) for word in arguments)
-    return next((pathlib.Path(v) for f, v in itertools.pairwise(words) if f == "--workdir"), None)
+    flags = {"--config.train.init_from", *([] if name == "train" else ["--workdir"])}
+    return [pathlib.Path(value) for flag, value in itertools.pairwise(words) if flag in flags]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda p: p.name)
 def test_commands_run(page, here, trained):
     for command in commands(page):
         name, arguments = small(command)
-        workdir = workdir_of(arguments)
-        if name != "train" and workdir and not workdir.exists():
-            lay_run(workdir, trained)
+        for run in runs_of(name, arguments):
+            if not run.exists():
+                lay_run(run, trained)
         refused = REFUSED.get(f"{name} {arguments[0]}")
         print("$", shlex.join([*command[:3], *arguments]))  # pytest shows it if the command fails
         with pytest.raises(UserError, match=refused) if refused else contextlib.nullcontext():

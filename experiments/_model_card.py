@@ -1,0 +1,71 @@
+"""Says in Markdown what an exported model is, how good it is, and how to use it."""
+
+from flax import nnx
+
+from blossom_jax.model import num_params
+from blossom_jax.trained_model import TrainedModel
+from experiments import _results
+
+
+def describe(model: TrainedModel, results: dict | None) -> str:
+    """Returns a model card.
+
+    Args:
+      model: What is exported.
+      results: results.json of its run; None where that is not finished.
+    """
+    items, sizes = model.catalogue, model.model_config
+    parameters = num_params(nnx.merge(model.graphdef, model.params))
+    return f"""# {sizes.attention} attention on {items.dataset}
+
+A sequential recommender: it scores {items.num_items:,} items as the next one after a history of
+items. BlossomRec in JAX (arXiv 2512.13368), {parameters:,} parameters, as they were after
+step {model.step:,} of training. It sees the last {sizes.max_length:,} events of a history.
+
+## Use
+
+```bash
+pip install jax numpy flatbuffers
+python load.py {",".join(items.item_ids[:3])}   # raw ids, in time order
+```
+
+`load.py` has the same as `load(DIR).recommend(histories, top_k)`, and reads `items.json` (raw ids),
+`params.npz` and `program.stablehlo`. `params/` holds the same parameters for Orbax. `config.json`
+is the config of the run.
+
+## Metrics
+
+{_metrics(model, results)}
+## Data
+
+{_data(results)}
+Popular items are overrepresented in what such a model recommends, and items that were not in the
+log are never recommended.
+"""
+
+
+def _metrics(model: TrainedModel, results: dict | None) -> str:
+    if results is None or results["best_step"] != model.step:
+        why = "its run was not finished" if results is None else "another checkpoint was tested"
+        return (
+            f"Not measured on the test targets: {why}. To do so:\n"
+            "`python -m experiments.evaluate --workdir=DIR` on this folder.\n"
+        )
+    return (
+        "On the test targets; `full` ranks among the items that are new to the user, `full_keep`\n"
+        "among all, `uniN` among N drawn ones.\n\n"
+        f"```\n{_results.describe_run(results)}\n```\n\n"
+        f"Seed {results['seed']}, jax {results['jax']}, commit {results['commit'] or 'unknown'}.\n"
+    )
+
+
+def _data(results: dict | None) -> str:
+    if results is None:
+        return ""
+    terms = results["data"].get("terms")
+    return (
+        f"{results['dataset']}: {results['num_users']:,} users, {results['num_items']:,} items; "
+        f"split: {results['protocol']['rule']}.\n"
+        + (f"{terms}.\n" if terms else "")
+        + f"Content hash `{results['data']['content_hash']}`.\n"
+    )
