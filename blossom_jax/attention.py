@@ -79,9 +79,9 @@ class BlossomAttention(nnx.Module):
         Returns:
           Activations in the config's dtype, zero at padding.
         """
-        q, k, v = _rotated_heads(self.qkv(x), positions, self.config)
+        q, k, v = split_heads(self.qkv(x), positions, self.config)
         if self.config.attention == "blossom":
-            attended = self._both_paths(q, k, v, self._gates(x), positions)
+            attended = self._both_paths(q, k, v, self.gates(x), positions)
         elif self.config.attention == "ltis":
             attended = self._long_term(q, k, v, positions)
         else:
@@ -103,16 +103,16 @@ class BlossomAttention(nnx.Module):
         """
         decisions = {}
         if self.config.attention == "blossom":
-            decisions["gates"] = self._gates(x)
+            decisions["gates"] = self.gates(x)
         if self.config.attention != "stis":
-            q, k, _ = _rotated_heads(self.qkv(x), positions, self.config)
+            q, k, _ = split_heads(self.qkv(x), positions, self.config)
             decisions["slots"], _ = self._select(q, k, positions)
         return decisions
 
-    def _gates(self, x):
-        """Returns the weight of the (long-term, short-term) path in each head: [B, L, H, 2]."""
-        shape = (*x.shape[:2], self.config.num_heads, 2)
-        return jax.nn.sigmoid(self.gate(x).astype(jnp.float32)).reshape(shape)
+    def gates(self, x: Float[Array, "B L M"]) -> Float[Array, "B L H 2"]:
+        """Returns the weights of the (long-term, short-term) path in each head, in f32."""
+        logits = self.gate(x).astype(jnp.float32)
+        return jax.nn.sigmoid(logits).reshape(*x.shape[:2], self.config.num_heads, 2)
 
     def _both_paths(self, q, k, v, gate, positions):
         attend = functools.partial(
@@ -205,7 +205,7 @@ class DenseAttention(nnx.Module):
         Raises:
           NotImplementedError: cuDNN was asked for by name and the rows are packed.
         """
-        q, k, v = _rotated_heads(self.qkv(x), positions, self.config)
+        q, k, v = split_heads(self.qkv(x), positions, self.config)
         real = positions >= 0
         if self.implementation(packed=packed) == "cudnn":
             length = jnp.maximum(real.sum(-1, dtype=jnp.int32), 1)  # softmax needs one key
@@ -250,8 +250,10 @@ def _qkv_projection(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear:
     return layers.linear(config.hidden_size, width, config, use_bias=False, rngs=rngs)
 
 
-def _rotated_heads(qkv, positions, config: ModelConfig):
-    """Splits a projection into q [B, L, H, D], k and v [B, L, G, D]; rotates q and k."""
+def split_heads(
+    qkv: Float[Array, "B L heads_D"], positions: Int[Array, "B L"], config: ModelConfig
+) -> tuple[Float[Array, "B L H D"], Float[Array, "B L G D"], Float[Array, "B L G D"]]:
+    """Splits a projection into queries, keys and values; rotates queries and keys."""
     h, g = config.num_heads, config.num_kv_heads
     heads = qkv.reshape(*qkv.shape[:2], h + 2 * g, config.head_size)
     rotated = rotate(heads[:, :, : h + g], positions)

@@ -28,11 +28,34 @@ class KeyCompressor(nnx.Module):
         return summary_keys(
             k,
             positions,
-            self.intra_block_positions[...].astype(k.dtype),
-            lambda windows: self.out(nnx.relu(self.hidden(windows))),
+            *self._parameters(k.dtype),
             block_size=self.config.selection_block_size,
             stride=self.config.compress_stride,
         )
+
+    @property
+    def span(self) -> int:
+        """Tokens that a summary key is made of: a block, and what its windows read before it."""
+        config = self.config
+        earlier = config.compress_block_size - config.compress_stride
+        return config.selection_block_size + earlier
+
+    def block_key(self, tokens: Float[Array, "B G span D"]) -> Float[Array, "B G D"]:
+        """Compresses one block of each row.
+
+        Args:
+          tokens: The last `span` rotated keys up to the block's end, zero where there are none.
+        """
+        return _compress_blocks(
+            tokens,
+            *self._parameters(tokens.dtype),
+            block_size=self.config.selection_block_size,
+            stride=self.config.compress_stride,
+        )
+
+    def _parameters(self, dtype):
+        positions = self.intra_block_positions[...].astype(dtype)
+        return positions, lambda windows: self.out(nnx.relu(self.hidden(windows)))
 
 
 def is_compressor_parameter(path: tuple) -> bool:
@@ -70,7 +93,7 @@ def summary_keys(
       One key for each slot, `slots` = ceil(L / block_size): that of the block that begins in the
       slot's `block_size` tokens (there is at most one), zero where none does.
     """
-    num_kv_heads, window, head_size = intra_block_positions.shape
+    window = intra_block_positions.shape[1]
     offset, first_position = _complete_blocks(positions, block_size)
     blocks = _gather_blocks(k, offset, block_size)  # [B, slots, S, G, D]
 
@@ -83,12 +106,21 @@ def summary_keys(
     inside = (token_position >= 0) & (first_position >= 0)[:, :, None]
     tokens = jnp.where(inside[..., None, None], tokens, 0).swapaxes(2, 3)  # [B, slots, G, -, D]
 
-    ends = range(reach + stride, reach + block_size + 1, stride)
-    windows = jnp.stack([tokens[:, :, :, end - window : end] for end in ends])
-    windows = windows + intra_block_positions  # [S/s, B, slots, G, l, D]
-    keys = compress(windows.reshape(*windows.shape[:-2], window * head_size))
-    keys = keys.astype(jnp.float32).mean(0).astype(k.dtype)
+    keys = _compress_blocks(
+        tokens, intra_block_positions, compress, block_size=block_size, stride=stride
+    )
     return jnp.where((first_position >= 0)[..., None, None], keys, 0)
+
+
+def _compress_blocks(tokens, intra_block_positions, compress, *, block_size: int, stride: int):
+    """Compresses the block that ends each row of tokens: [*n, G, T, D] -> [*n, G, D]."""
+    *_, length, head_size = tokens.shape
+    window = intra_block_positions.shape[1]
+    ends = range(length - block_size + stride, length + 1, stride)
+    windows = jnp.stack([tokens[..., end - window : end, :] for end in ends])
+    windows = windows + intra_block_positions  # [S/s, *n, G, l, D]
+    keys = compress(windows.reshape(*windows.shape[:-2], window * head_size))
+    return keys.astype(jnp.float32).mean(0).astype(tokens.dtype)
 
 
 def _complete_blocks(positions, block_size: int):

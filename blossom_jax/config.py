@@ -11,6 +11,7 @@ from pallas_kernels import checks, dispatch
 ATTENTIONS = ("blossom", "ltis", "stis", "dense")
 DTYPES = ("float32", "bfloat16")
 DENSE_IMPLEMENTATIONS = ("xla", "cudnn")
+REMATS = ("none", "block")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,8 @@ class ModelConfig:
       dtype: of the computation, "float32" or "bfloat16"; parameters are float32 always.
       implementation: of the attention ops, see `pallas_kernels`; of "dense", "xla" or "cudnn"; an
         empty string lets the fastest that runs here be chosen.
+      remat: "none", or "block": the backward pass computes each transformer block anew from its
+        input, instead of keeping what is inside (https://arxiv.org/abs/1604.06174).
       layer_norm_epsilon: added to the variance.
       grow_items: whether a run that starts from another may add items to its model.
 
@@ -63,6 +66,7 @@ class ModelConfig:
     causal: bool = True
     dtype: str = "float32"
     implementation: str = ""
+    remat: str = "none"
     layer_norm_epsilon: float = 1e-12
     grow_items: bool = False
 
@@ -78,6 +82,7 @@ class ModelConfig:
         _check_name("attention", self.attention, ATTENTIONS)
         _check_name("selection_gradient", self.selection_gradient, checks.SELECTION_GRADIENTS)
         _check_name("dtype", self.dtype, DTYPES)
+        _check_name("remat", self.remat, REMATS)
         known = DENSE_IMPLEMENTATIONS if self.attention == "dense" else dispatch.NAMES
         _check_name("implementation", self.implementation, ("", *known))
 

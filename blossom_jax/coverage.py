@@ -7,38 +7,28 @@ equal scores take places in the order of their numbers.
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 NOWHERE = np.iinfo(np.int32).max  # place of an item that is in nobody's ranking
 
 
 def note_places(
-    best: Int[Array, "catalogue"],
-    scores: Float[Array, "B items"],
-    is_user: Bool[Array, "B"],
-    *,
-    k: int,
+    best: Int[Array, "catalogue"], items: Int[Array, "B k"], is_place: Bool[Array, "B k"]
 ) -> Int[Array, "catalogue"]:
     """Lowers the best place of every item that is among some user's first k.
 
     Args:
       best: Best place of each item so far, from 0; `NOWHERE` at first. Item i at i, up to V.
-      scores: Of every item; item i in column i. Columns beyond `best` count for nothing, nor does
-        column 0, nor a score that is NaN or -inf.
-      is_user: False at rows that are nobody's.
-      k: Places that are looked at, at most the number of items.
+      items: Every user's first k, best first.
+      is_place: False where there is no user, or no item.
 
     Returns:
       The new best places.
     """
-    scores = scores[:, 1 : len(best)]
-    value, column = jax.lax.top_k(jnp.where(jnp.isnan(scores), -jnp.inf, scores), k)  # [B, k]
-    is_place = is_user[:, None] & (value > -jnp.inf)
-    item = 1 + column
-    return best.at[item].min(jnp.where(is_place, jnp.arange(k), NOWHERE))
+    place = jnp.where(is_place, jnp.arange(items.shape[1]), NOWHERE)
+    return best.at[items].min(place)
 
 
 def coverage(best: Int[np.ndarray, "catalogue"], ks: Sequence[int]) -> dict[str, float]:

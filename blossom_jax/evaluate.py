@@ -14,10 +14,12 @@ from blossom_jax import memory, metrics, sharding
 from blossom_jax.coverage import NOWHERE, coverage, note_places
 from blossom_jax.data.history_batches import BatchShape
 from blossom_jax.negatives import Negatives
+from blossom_jax.ranking import Catalogue, first_places, rank_targets
 
 Params = Any  # a pytree
 Batch = dict[str, Any]  # of arrays, from evaluation_batches
 KS = (1, 5, 10, 20)
+Encode = Callable[[Params, Batch], tuple[Float[Array, "b M"], Float[Array, "R M"] | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,22 +59,35 @@ class Ranks:
         )
 
 
-def last_scores(graphdef: nnx.GraphDef) -> Callable[[Params, Batch], Float[Array, "b items"]]:
-    """Returns the function that scores every item as the one after each user's history.
+def encode_last(graphdef: nnx.GraphDef) -> Encode:
+    """Returns the function that encodes each user's history into what scores the next item.
 
     Args:
       graphdef: Of a BlossomRec, without its parameters.
 
     Returns:
-      `(params, batch) -> scores`, for `Evaluator`.
+      `(params, batch) -> (hidden, table)`, for `Evaluator`.
     """
 
-    def score(params, batch):
+    def encode(params, batch):
         model = nnx.merge(graphdef, params)
-        hidden = model(batch["item_ids"], batch["positions"], packed=False)  # [b, l, M]
-        last = jnp.take_along_axis(hidden, batch["last"][:, None, None], axis=1)[:, 0]
-        scores = model.scores(sharding.laid_out(last, sharding.ROWS))
-        return sharding.laid_out(scores, sharding.BATCH_ROWS)
+        hidden = model.encode_next(batch["item_ids"], batch["positions"])
+        return sharding.laid_out(hidden, sharding.ROWS), model.item_embedding.embedding[...]
+
+    return encode
+
+
+def last_scores(graphdef: nnx.GraphDef) -> Callable[[Params, Batch], Float[Array, "b items"]]:
+    """Returns the function that scores every item as the one after each user's history.
+
+    Args:
+      graphdef: Of a BlossomRec, without its parameters.
+    """
+    encode = encode_last(graphdef)
+
+    def score(params, batch):
+        hidden, _ = encode(params, batch)
+        return sharding.laid_out(nnx.merge(graphdef, params).scores(hidden), sharding.BATCH_ROWS)
 
     return score
 
@@ -82,41 +97,45 @@ class Evaluator:
 
     def __init__(
         self,
-        score: Callable[[Params, Batch], Float[Array, "b items"]],
+        encode: Encode,
         *,
         num_items: int,
         mesh: jax.sharding.Mesh,
         ks: Sequence[int] = KS,
+        chunk: int = 2**15,
     ):
         """Prepares one program; it is compiled once for each shape of batch.
 
         Args:
-          score: `(params, batch) -> scores`, item k in column k.
+          encode: `(params, batch) -> (hidden [b, M], table [R, M])`: their products are the
+            scores, item k at row k. Or (scores [b, R], None), where there is no table.
           num_items: V, size of the catalogue.
-          mesh: Devices over which the users of a batch are split.
+          mesh: Devices over which the users of a batch, and the table, are split.
           ks: Where the rankings are cut off whose coverage is asked for.
+          chunk: Items that are scored at once on each device; it changes no rank.
         """
         self._num_items = num_items
         self._mesh = mesh
         num_places = min(max(ks), num_items)
+        catalogue = Catalogue(num_items, chunk, mesh)
 
         def rank(params, batch, best_places, with_coverage):
             with sharding.traced_on(mesh):
-                scores, target = score(params, batch), batch["target"]
-            new = metrics.without_seen(scores, batch["seen"])
-            ranks = {
-                "full": metrics.rank_of_target(new, target, num_items=num_items),
-                "full_keep": metrics.rank_of_target(scores, target, num_items=num_items),
-                "sampled": metrics.rank_among(scores, target, batch["negatives"]),
-            }
+                hidden, table = encode(params, batch)
+            target, seen = batch["target"], batch["seen"]
+            ranks = rank_targets(hidden, table, target, seen, batch["negatives"], catalogue)
 
             def note(best_places):
-                return {
-                    name: note_places(best_places[name], ranked, target > 0, k=num_places)
-                    for name, ranked in {"full": new, "full_keep": scores}.items()
-                }
+                left_out = {"full": seen, "full_keep": jnp.zeros_like(seen[:, :1])}
+                noted = {}
+                for name, items in left_out.items():
+                    score, item = first_places(hidden, table, items, catalogue, k=num_places)
+                    is_place = (target > 0)[:, None] & (score > -jnp.inf)
+                    noted[name] = note_places(best_places[name], item, is_place)
+                return noted
 
-            return ranks, jax.lax.cond(with_coverage, note, lambda same: same, best_places)
+            places = jax.lax.cond(with_coverage, note, lambda same: same, best_places)
+            return ranks._asdict(), places
 
         self._rank = jax.jit(rank, donate_argnums=2, out_shardings=sharding.replicated(mesh))
         self._programs = {}
@@ -173,7 +192,7 @@ class Evaluator:
           params: Of the model, laid out over the mesh.
           batches: From `evaluation_batches`; between them, every user of `negatives` once.
           negatives: From `negatives.draw`, for the same users.
-          with_coverage: Whether to note the best places of items, which takes about a third longer.
+          with_coverage: Whether to note the best places of items, which takes longer.
 
         Returns:
           Ranks in the order of `negatives`.
@@ -187,6 +206,7 @@ class Evaluator:
             row = batch["row"]
             inputs = {name: array for name, array in batch.items() if name != "row"}
             inputs["negatives"] = negatives.items[row]
+            inputs["seen"] = _different(inputs["seen"])
             inputs = sharding.put_whole(inputs, sharding.batch_sharding(self._mesh))
             arguments = params, inputs, places, wanted
             rank, places = self._program(*arguments)(*arguments)
@@ -209,6 +229,13 @@ class Evaluator:
             num_seen=negatives.num_seen,
             best_places=jax.device_get(places) if with_coverage else {},
         )
+
+
+def _different(items: Int[np.ndarray, "b s"]) -> Int[np.ndarray, "b s"]:
+    """Keeps each item of a row once; 0 stands for the others."""
+    items = np.sort(items, axis=1)
+    items[:, 1:][items[:, 1:] == items[:, :-1]] = 0
+    return items
 
 
 def summarize(ranks: Ranks, ks: Sequence[int] = KS) -> dict[str, float]:

@@ -21,58 +21,17 @@ def without_seen(
 
     Args:
       scores: Of every item; item k in column k.
-      seen: Items of each user, in any order, repeated at will, 0 = none.
+      seen: Items of each user, in any order, repeated at will.
 
     Returns:
-      The scores, with NaN at seen items and in column 0.
+      The scores, with NaN at seen items. Items beyond the last column count for nothing.
     """
     return jax.vmap(lambda row, items: row.at[items].set(jnp.nan))(scores, seen)
 
 
-def rank_of_target(
-    scores: Float[Array, "B items"], target: Int[Array, "B"], *, num_items: int
-) -> Float[Array, "B"]:
-    """Ranks the target among the items 1..num_items.
-
-    Args:
-      scores: Of every item; item k in column k. Other columns count for nothing.
-      target: The item that the user chose.
-      num_items: V, size of the catalogue.
-
-    Returns:
-      Ranks from 1, in halves; inf = a miss. They are exact up to 2**23.
-    """
-    item = jnp.arange(scores.shape[1])
-    return _rank(scores, (item >= 1) & (item <= num_items), _scores_of(target[:, None], scores), 1)
-
-
-def rank_among(
-    scores: Float[Array, "B items"], target: Int[Array, "B"], negatives: Int[Array, "B *P N"]
-) -> Float[Array, "B *P"]:
-    """Ranks the target among some items that are drawn for each user and not the target itself.
-
-    Args:
-      scores: Of every item; item k in column k.
-      target: The item that the user chose.
-      negatives: Other items, from `negatives.draw`, of any number P of protocols; 0 = none.
-
-    Returns:
-      Ranks from 1 to N + 1, in halves; inf = a miss.
-    """
-    own = _scores_of(target[:, None], scores)
-    others = _scores_of(negatives.reshape(len(negatives), -1), scores).reshape(negatives.shape)
-    return _rank(others, negatives > 0, own.reshape(-1, *(1,) * (negatives.ndim - 1)), 0)
-
-
-def _rank(others, counts, own, own_among_others):
-    # Summed in f32, which XLA's CPU does ten times faster than in integers.
-    above = (others > own).astype(jnp.float32) + 0.5 * (others == own)
-    rank = 1 - 0.5 * own_among_others + jnp.sum(jnp.where(counts, above, 0), axis=-1)
-    return jnp.where(jnp.isnan(own[..., 0]), jnp.inf, rank)
-
-
-def _scores_of(items, scores):
-    return jnp.take_along_axis(scores, items, axis=1)
+def ahead(others: Float[Array, "B items"], own: Float[Array, "B 1"]) -> Float[Array, "B items"]:
+    """Tells what each other item adds to the rank of one's own: 1, 1/2 if they tie, or 0."""
+    return (others > own).astype(jnp.float32) + 0.5 * (others == own)
 
 
 def metrics_from_ranks(

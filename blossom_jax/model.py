@@ -1,5 +1,6 @@
 """BlossomRec: an item embedding, post-norm transformer blocks, and scores by the same embedding."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -43,9 +44,24 @@ class EncoderLayer(nnx.Module):
           dropout_key: None drops nothing.
           packed: Whether a row may hold several sequences, see `DenseAttention`.
         """
+        return self.finish(x, self.attention(x, positions, packed=packed), dropout_key=dropout_key)
+
+    def finish(
+        self,
+        x: Float[Array, "B L M"],
+        attended: Float[Array, "B L M"],
+        *,
+        dropout_key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "B L M"]:
+        """Does what follows the attention, to every token alone.
+
+        Args:
+          x: What came into the block.
+          attended: What its attention made of that.
+          dropout_key: None drops nothing.
+        """
         rate, keys = self.config.dropout, layers.split_key(dropout_key, 2)
-        attended = self.dense(self.attention(x, positions, packed=packed))
-        y = self.attention_norm(x + layers.dropout(attended, rate, keys[0]))
+        y = self.attention_norm(x + layers.dropout(self.dense(attended), rate, keys[0]))
         return self.feed_forward_norm(y + layers.dropout(self.feed_forward(y), rate, keys[1]))
 
 
@@ -95,8 +111,32 @@ class BlossomRec(nnx.Module):
         x = self.embedding_norm(sharding.look_up(table, item_ids))
         x = layers.dropout(x, self.config.embedding_dropout, embedding_key)
         for layer, key in zip(self.layers, keys, strict=True):
-            x = layer(x, positions, dropout_key=key, packed=packed)
+            apply = functools.partial(layer, dropout_key=key, packed=packed)
+            x = (jax.checkpoint(apply) if self.config.remat == "block" else apply)(x, positions)
         return x
+
+    def encode_next(
+        self, item_ids: Int[Array, "B L"], positions: Int[Array, "B L"]
+    ) -> Float[Array, "B M"]:
+        """Encodes each history into the hidden state that scores what comes next.
+
+        What follows the last attention is done for the last events alone.
+
+        Args:
+          item_ids: One history a row, from the row's first token on.
+          positions: 0, 1, ..., and -1 at padding.
+
+        Returns:
+          What `scores` takes. That of a row without tokens means nothing.
+        """
+        *before, layer = self.layers
+        x = self.embedding_norm(sharding.look_up(self.item_embedding.embedding[...], item_ids))
+        for each in before:
+            x = each(x, positions, packed=False)
+        attended = layer.attention(x, positions, packed=False)
+        last = jnp.maximum(jnp.sum(positions >= 0, axis=1) - 1, 0)[:, None, None]
+        x, attended = (jnp.take_along_axis(a, last, axis=1) for a in (x, attended))
+        return layer.finish(x, attended)[:, 0]
 
     def scores(self, hidden: Float[Array, "*n M"]) -> Float[Array, "*n items"]:
         """Scores every item as the next one.
@@ -111,7 +151,8 @@ class BlossomRec(nnx.Module):
         # The GPU's default would round f32 inputs to 10 bits, and so make ties.
         exact = jax.lax.Precision.HIGHEST
         scores = jnp.einsum("...m,vm->...v", hidden.astype(jnp.float32), table, precision=exact)
-        return scores[..., : self.num_items + 1]  # a slice of the table would lie on one device
+        # A slice of the table would be a copy of it, and lie on one device.
+        return scores[..., : self.num_items + 1]
 
 
 def model_maker(config: ModelConfig, num_items: int, seed: int) -> Callable[[], BlossomRec]:

@@ -10,7 +10,6 @@ from jaxtyping import Int
 
 from blossom_jax.coverage import NOWHERE
 from blossom_jax.data.interactions import Interactions
-from blossom_jax.data.ragged import ragged_arange
 from blossom_jax.data.split import Split, Targets
 from blossom_jax.evaluate import Ranks
 from blossom_jax.negatives import Negatives
@@ -22,10 +21,10 @@ def item_counts(interactions: Interactions, split: Split) -> Int[np.ndarray, "it
     Returns:
       int64[num_items + 1]; item k at k, 0 at 0.
     """
-    begin = interactions.offsets[:-1]
-    user, event = ragged_arange(split.train_end - begin)
-    trained = interactions.items[begin[user] + event]
-    return np.bincount(trained, minlength=interactions.num_items + 1)
+    counts = np.zeros(interactions.num_items + 1, np.int64)
+    for _, items in interactions.stretches(interactions.offsets[:-1], split.train_end):
+        counts += np.bincount(items, minlength=len(counts))
+    return counts
 
 
 def popularity_ranks(
@@ -56,56 +55,62 @@ def popularity_ranks(
     equal = len(ascending) - above - np.searchsorted(ascending, own, side="left") - 1
     full_keep = 1 + above + 0.5 * equal
 
-    user, item = _seen(interactions, targets)
-    ahead = np.bincount(user, _ahead(counts[item], own[user]), minlength=len(target))
-    repeated = np.bincount(user, item == target[user], minlength=len(target)) > 0
-    ahead_of_own = _ahead(counts[negatives.items], own[:, None, None]) * (negatives.items > 0)
+    full, sampled = full_keep.copy(), np.ones(negatives.items.shape[:2])
+    order = 1 + np.argsort(-counts[1:], kind="stable")
+    k = min(max(coverage_ks, default=0), len(order))
+    best = np.full((2, len(counts)), NOWHERE, np.int32)
+    best[1, order[:k]] = np.arange(k)
+    begin = interactions.offsets[targets.users]
+    for owner, seen in interactions.stretches(begin, targets.target):
+        users = slice(owner[0], owner[-1] + 1)
+        user, item = _different(owner - users.start, seen)
+        missed = user[item == target[users][user]]
+        full[users] -= np.bincount(user, _ahead(counts[item], own[users][user]))
+        full[users][missed] = np.inf
+        drawn = negatives.items[users]
+        ahead = _ahead(counts[drawn], own[users, None, None])
+        sampled[users] += np.sum(ahead, axis=2, where=drawn > 0)
+        if k:
+            _note_places(best[0], order, user, item, k)
     return Ranks(
-        full=np.where(repeated, np.inf, full_keep - ahead),
+        full=full,
         full_keep=full_keep,
-        sampled=dict(zip(negatives.names, 1 + np.sum(ahead_of_own, axis=2).T, strict=True)),
+        sampled=dict(zip(negatives.names, sampled.T, strict=True)),
         num_items=interactions.num_items,
         num_negatives=negatives.items.shape[2],
         num_seen=negatives.num_seen,
-        best_places=_best_places(counts, user, item, max(coverage_ks)) if coverage_ks else {},
+        best_places={"full": best[0], "full_keep": best[1]} if k else {},
     )
 
 
-def _best_places(counts, user, item, k):
-    """Finds the best place of each item in anyone's first k, as `coverage.note_places` does.
+def _note_places(best, order, user, item, k):
+    """Lowers the best place of each item in anyone's first k, as `coverage.note_places` does.
 
     Args:
-      counts: [V + 1], the scores of every user.
-      user: Ascending, the user of each seen item.
+      best: [V + 1], updated in place.
+      order: [V], the ranking that is everyone's, but for what they have seen.
+      user: Ascending, from 0 without gaps, the user of each seen item.
       item: The items that are seen, each once a user.
       k: Places that are looked at.
     """
-    order = 1 + np.argsort(-counts[1:], kind="stable")
-    full, full_keep = np.full((2, len(counts)), NOWHERE, np.int32)
-    full_keep[order[:k]] = np.arange(len(order[:k]))
-
     # With everything seen taken out, the place q of a user goes to the item that has q unseen ones
     # before it: to order[q + the seen items that have at most q unseen ones before them].
-    place = np.empty_like(counts)
+    place = np.empty(len(best), np.int64)
     place[order] = np.arange(len(order))
-    place = np.sort(user * len(counts) + place[item]) - user * len(counts)
+    place = np.sort(user * len(best) + place[item]) - user * len(best)
     first = np.searchsorted(user, np.arange(user[-1] + 1))
     unseen_before = place - (np.arange(len(user)) - first[user])
-    for q in range(min(k, len(order))):
+    for q in range(k):
         taken = q + np.bincount(user[unseen_before <= q], minlength=len(first))
         taken = np.unique(taken[taken < len(order)])
-        full[order[taken]] = np.minimum(full[order[taken]], q)
-    return {"full": full, "full_keep": full_keep}
+        best[order[taken]] = np.minimum(best[order[taken]], q)
 
 
 def _ahead(others, own):
     return (others > own) + 0.5 * (others == own)
 
 
-def _seen(interactions, targets):
-    """Lists (index of target, item) for each different item of each history."""
-    begin = interactions.offsets[targets.users]
-    user, event = ragged_arange(targets.target - begin)
-    item = interactions.items[begin[user] + event]
-    codes = np.unique(user * (interactions.num_items + 1) + item)
-    return np.divmod(codes, interactions.num_items + 1)
+def _different(user, item):
+    """Drops repeated pairs, and sorts the others."""
+    width = item.max() + np.int64(1)
+    return np.divmod(np.unique(user * width + item), width)

@@ -1,6 +1,7 @@
 """Recommends items for histories of raw ids, by a trained model."""
 
 import dataclasses
+import functools
 import logging
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -8,12 +9,15 @@ from collections.abc import Iterable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from blossom_jax import evaluate, metrics, sharding, trained_model
 from blossom_jax.data.history_batches import Histories, history_batches
 from blossom_jax.errors import UserError
+from blossom_jax.incremental_recommender import IncrementalRecommender
 from blossom_jax.trained_model import TrainedModel
+from blossom_jax.user_states import UserState
 
 RawId = str | int
 Scored = list[tuple[str, float]]
@@ -39,13 +43,17 @@ class Answer:
 class Recommender:
     """Ranks the catalogue for any histories; compiled once for each bucket of their length."""
 
-    def __init__(self, model: TrainedModel, *, batch_users: int = 128):
+    def __init__(
+        self, model: TrainedModel, *, batch_users: int = 128, max_events: int | None = None
+    ):
         """Prepares the program; nothing is compiled yet.
 
         Args:
           model: From `trained_model.load`.
           batch_users: Histories of up to 64 events that are scored at once; longer ones come in
             smaller batches. Fewer are filled up, so 1 is the fastest for one history at a time.
+          max_events: Most events of a user that `start` and `step` keep; by default, and at most,
+            the model's `max_length`.
 
         Raises:
           UserError: `batch_users` does not divide by the devices that share a batch.
@@ -58,6 +66,7 @@ class Recommender:
             )
         self.model = model
         self.catalogue = model.catalogue
+        self._max_events = max_events
         self._sizes = {
             "max_length": model.model_config.max_length,
             "batch_users": batch_users,
@@ -72,6 +81,7 @@ class Recommender:
         *,
         step: int | None = None,
         batch_users: int = 128,
+        max_events: int | None = None,
         mesh: jax.sharding.Mesh | None = None,
     ) -> "Recommender":
         """Opens the workdir of a run, or an export.
@@ -80,13 +90,14 @@ class Recommender:
           directory: What `experiments.train` or `experiments.export` wrote.
           step: Of the checkpoint; None takes the best of the run.
           batch_users: See `Recommender`.
+          max_events: See `Recommender`.
           mesh: Devices to compute on; None takes the first one.
 
         Raises:
           UserError: See `trained_model.load`.
         """
         model = trained_model.load(directory, step=step, mesh=mesh)
-        return cls(model, batch_users=batch_users)
+        return cls(model, batch_users=batch_users, max_events=max_events)
 
     def recommend(
         self,
@@ -203,6 +214,66 @@ class Recommender:
             for i, (_, unknown) in enumerate(read)
         ]
 
+    def start(self, history: Sequence[RawId]) -> UserState:
+        """Returns the state of one user, to be continued by `step`.
+
+        Args:
+          history: Raw ids in time order, of which the last `max_events` are read; it may be empty.
+            Ids that the model does not know are skipped, and logged.
+
+        Raises:
+          UserError: A model that cannot take one event at a time, or `max_events` out of range.
+        """
+        return self.incremental.start(self._known("history", history))
+
+    def step(self, state: UserState, item: RawId) -> tuple[UserState, Float[Array, "items"]]:
+        """Takes one more event of a user, at a cost that hardly grows with the history.
+
+        Args:
+          state: From `start` or the last step; it is used up.
+          item: Raw id.
+
+        Returns:
+          The state with this event, and f32 scores of all items as the next one, item k at k.
+          `best` names the best of them.
+
+        Raises:
+          UserError: An unknown item, a state of another model, or one that was used up.
+        """
+        known, _ = self.catalogue.known([item])
+        if not known:
+            raise UserError(
+                f"the model does not know item {item!r}; skip it, the state is as it was"
+            )
+        return self.incremental.step(state, known[0])
+
+    def best(
+        self,
+        scores: Float[Array, "items"],
+        top_k: int = 10,
+        *,
+        exclude: Iterable[RawId] = (),
+    ) -> Scored:
+        """Names the best items by the scores of a step.
+
+        Args:
+          scores: Of all items, item k at k.
+          top_k: Items to name.
+          exclude: Items to leave out, those of the user's history say.
+
+        Returns:
+          (raw id, score), the best first.
+        """
+        allowed = self.allowed(exclude)
+        best = _top(scores, allowed, k=min(_round_up(top_k), self.catalogue.num_items))
+        return self._scored(*map(np.asarray, best))[:top_k]
+
+    @functools.cached_property
+    def incremental(self) -> IncrementalRecommender:
+        """What `start` and `step` use, by numbers of items, for several users at once too."""
+        model = nnx.merge(self.model.graphdef, self.model.params)
+        return IncrementalRecommender(model, max_events=self._max_events)
+
     def _rank(self, histories, k, allowed, exclude_seen) -> list[Scored]:
         """Ranks items for histories of numbers, none of which is empty."""
         if not histories:
@@ -258,10 +329,15 @@ def _best_items(model: TrainedModel):
     ) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
         with sharding.traced_on(model.mesh):
             scores = score(params, batch)
-        new = metrics.without_seen(scores, batch["seen"])
-        return jax.lax.top_k(jnp.where(allowed & ~jnp.isnan(new), new, -jnp.inf), k)
+        return _top(metrics.without_seen(scores, batch["seen"]), allowed, k=k)
 
     return best
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _top(scores, allowed, *, k: int):
+    """Ranks what may be recommended; scores that are no numbers come last."""
+    return jax.lax.top_k(jnp.where(allowed & ~jnp.isnan(scores), scores, -jnp.inf), k)
 
 
 def describe_unknown(raw_ids: Sequence[str], most: int = 5) -> str:

@@ -21,12 +21,13 @@ def vmap_step(step: Callable) -> jax.stages.Wrapped:
     """Makes a training step work on states, batches and seeds that are stacked on a first axis.
 
     Args:
-      step: `(state, batch, seed) -> (state, metrics)`, from `make_train_step`.
+      step: `(state, batch, seed, cumulative_counts) -> (state, metrics)`, from `make_train_step`;
+        the counts are the same for all.
 
     Returns:
       The same for all of them; the states are donated.
     """
-    return jax.jit(jax.vmap(step), donate_argnums=0)
+    return jax.jit(jax.vmap(step, in_axes=(0, 0, 0, None)), donate_argnums=0)
 
 
 def stacked_like(tree: Any, num: int) -> Any:

@@ -8,7 +8,10 @@ import optax
 from flax import nnx
 
 from blossom_jax import sharding
-from blossom_jax.losses import full_cross_entropy
+from blossom_jax.losses import Loss
+
+# Folded into the key of a step for its negatives; dropout folds in small numbers.
+_NEGATIVES = 2**32 - 1
 
 State = dict  # {"params": nnx.State, "opt_state": optax.OptState, "step": int32[]}
 
@@ -77,16 +80,16 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
     like: State,
+    loss: Loss,
     *,
-    num_items: int,
-    loss_chunk: int,
     packed: bool = True,
 ) -> jax.stages.Wrapped:
-    """Returns the jitted step `(state, batch, seed) -> (state, metrics)`.
+    """Returns the jitted step `(state, batch, seed, cumulative_counts=None) -> (state, metrics)`.
 
     The state is donated. The batch holds int32 [B, L] `item_ids`, `targets` (0 = none) and
-    `positions`; the seed and the step number together give the dropout. The loss is the mean over
-    all targets of the batch, on whatever device they are.
+    `positions`; the seed and the step number together give the dropout and the negatives, which
+    take `cumulative_counts` where they are drawn by popularity (see `losses.make_loss`). The loss
+    is the mean over all targets of the batch, on whatever device they are.
 
     Metrics are f32 scalars: `loss_sum` over targets, `count` of targets, and `grad_norm` before
     clipping.
@@ -96,31 +99,29 @@ def make_train_step(
       optimizer: What `optimizer.init` made the state for.
       mesh: Devices over which the batch, and the item table, are split.
       like: The state as ShapeDtypeStructs with the shardings that it keeps.
-      num_items: V, size of the catalogue.
-      loss_chunk: Tokens whose logits exist at once.
+      loss: From `losses.make_loss`.
       packed: Whether a row may hold several histories, see `BlossomRec`.
     """
 
-    def mean_loss(params, batch, key):
+    def mean_loss(params, batch, key, cumulative_counts):
         model = nnx.merge(graphdef, params)
         with sharding.traced_on(mesh):
             hidden = model(  # [B, L, M]
                 batch["item_ids"], batch["positions"], dropout_key=key, packed=packed
             )
-        loss_sum, count = full_cross_entropy(
+        total, count = loss(
             hidden.reshape(-1, hidden.shape[-1]),
             model.item_embedding.embedding[...],
             batch["targets"].reshape(-1),
-            num_items=num_items,
-            chunk=loss_chunk,
-            mesh=mesh,
+            jax.random.fold_in(key, _NEGATIVES),
+            cumulative_counts,
         )
-        return loss_sum / jnp.maximum(count, 1), (loss_sum, count)
+        return total / jnp.maximum(count, 1), (total, count)
 
-    def train_step(state, batch, seed):
+    def train_step(state, batch, seed, cumulative_counts=None):
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
-        (_, (loss_sum, count)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
-            state["params"], batch, key
+        (_, (total, count)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
+            state["params"], batch, key, cumulative_counts
         )
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         state = {
@@ -128,7 +129,7 @@ def make_train_step(
             "opt_state": opt_state,
             "step": state["step"] + 1,
         }
-        metrics = {"loss_sum": loss_sum, "count": count, "grad_norm": optax.tree.norm(grads)}
+        metrics = {"loss_sum": total, "count": count, "grad_norm": optax.tree.norm(grads)}
         return state, jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
 
     keep = jax.tree.map(lambda leaf: leaf.sharding, like)

@@ -40,6 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.causal = True
     config.model.dtype = "float32"  # of activations; parameters are float32 always
     config.model.implementation = ""  # of the attention ops; "" = the best for this device
+    config.model.remat = "none"  # | "block": compute blocks anew in the backward pass, for memory
     config.model.layer_norm_epsilon = 1e-12
     config.model.grow_items = False  # whether train.init_from may know fewer items than the log
 
@@ -57,13 +58,21 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.b2 = 0.98
     config.train.clip_norm = 1.0  # 0 = no clipping
     config.train.accumulate_steps = 1  # steps averaged into one update
-    config.train.loss_chunk = 1024  # tokens whose logits exist at once
+    # "cross_entropy" over all items; by samples "sampled_softmax", "gbce", "bce" or "bpr"
+    config.train.loss = "cross_entropy"
+    config.train.loss_chunk = 1024  # tokens whose logits exist at once, at most
+    config.train.label_smoothing = 0.0  # probability spread over all items; "cross_entropy" alone
+    config.train.num_negatives = 256  # items a target is compared with, by the other losses
+    config.train.negatives = "uniform"  # or "popularity": as often as they occur in training
+    config.train.shared_negatives = True  # one draw for all tokens of a step, or one for each
+    config.train.gbce_t = 0.75  # calibration of "gbce": 0 is plain BCE
     config.train.patience = 10  # evaluations without a better one before it stops; 0 = never
 
     config.eval = ml_collections.ConfigDict()
     config.eval.every_epochs = 1
     config.eval.every_steps = 0  # if set, it counts instead of every_epochs
     config.eval.batch_users = 128
+    config.eval.chunk_items = 32768  # items scored at once; bounds memory, changes no rank
     config.eval.metric = "full/ndcg@10"  # of validation: chooses the checkpoint, stops early
     config.eval.ks = (1, 5, 10, 20)
     config.eval.num_negatives = 100

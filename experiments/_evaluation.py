@@ -1,24 +1,26 @@
 """Builds what a config says about evaluation, for every command that measures a model."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
 
-from blossom_jax import buckets, data, evaluate, memory, negatives, popularity
+from blossom_jax import buckets, data, evaluate, memory, negatives, popularity, sharding
 from blossom_jax.data.evaluation_batches import evaluation_batches, evaluation_shapes
 from blossom_jax.errors import UserError
 
 
 def make_evaluator(
     config: ml_collections.ConfigDict,
-    score: Callable[[Any, dict], jax.Array],
+    encode: evaluate.Encode,
     num_items: int,
     mesh: jax.sharding.Mesh,
 ) -> evaluate.Evaluator:
-    """Returns what ranks by `score`, in validation and test alike: compiled once for both."""
-    return evaluate.Evaluator(score, num_items=num_items, mesh=mesh, ks=config.eval.ks)
+    """Returns what ranks by `encode`, in validation and test alike: compiled once for both."""
+    _check(config.eval)
+    return evaluate.Evaluator(
+        encode, num_items=num_items, mesh=mesh, ks=config.eval.ks, chunk=config.eval.chunk_items
+    )
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
@@ -28,6 +30,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"eval.ks must be whole numbers from 1 up, got {ks}")
     if config.num_negatives < 1:
         raise UserError(f"eval.num_negatives must be at least 1: {config.num_negatives}")
+    if config.chunk_items < 1:
+        raise UserError(f"eval.chunk_items must be at least 1: {config.chunk_items}")
     if config.negatives_seed < 0:
         raise UserError(f"eval.negatives_seed must not be negative: {config.negatives_seed}")
 
@@ -53,7 +57,7 @@ class Evaluation:
           split: Of the log.
           part: "valid" or "test".
           mesh: Devices over which users are split.
-          with_coverage: Whether coverage is measured too, which takes about a third longer.
+          with_coverage: Whether coverage is measured too, which takes longer.
 
         Raises:
           UserError: A value of `config.eval` out of its range.
@@ -88,7 +92,8 @@ class Evaluation:
           UserError: Sizes that do not fit, with the bytes asked for.
         """
         # As for training: what is needed at least, since the compiler may fail at absurd sizes.
-        items = self._interactions.num_items
+        rows = self._interactions.num_items // self._mesh.shape[sharding.MODEL]
+        items = min(rows, self._config.eval.chunk_items)
         at_least = memory.shard_bytes(params) + max(
             4 * rows // self._mesh.size * (items + length + seen)
             for rows, length, seen in self._shapes

@@ -38,7 +38,7 @@ is the config of the run.
 {_metrics(model, results)}
 ## Data
 
-{_data(results)}
+{_data(model, results)}
 Popular items are overrepresented in what such a model recommends, and items that were not in the
 log are never recommended.
 """
@@ -59,13 +59,13 @@ def _metrics(model: TrainedModel, results: dict | None) -> str:
     )
 
 
-def _data(results: dict | None) -> str:
-    if results is None:
-        return ""
-    terms = results["data"].get("terms")
-    return (
-        f"{results['dataset']}: {results['num_users']:,} users, {results['num_items']:,} items; "
-        f"split: {results['protocol']['rule']}.\n"
-        + (f"{terms}.\n" if terms else "")
-        + f"Content hash `{results['data']['content_hash']}`.\n"
-    )
+def _data(model: TrainedModel, results: dict | None) -> str:
+    items = model.catalogue
+    lines = [
+        f"{items.dataset}: {items.counts.sum():,} events of {items.num_items:,} items to train on.",
+        f"Content hash of the log: `{model.data}`.",
+    ]
+    if results:
+        lines.append(f"Split: {results['protocol']['rule']}, {results['num_users']:,} users.")
+        lines += [f"{terms}." for terms in [results["data"].get("terms")] if terms]
+    return "\n".join(lines) + "\n"

@@ -10,11 +10,13 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from blossom_jax import memory, sharding, together
+from blossom_jax import memory, popularity, sharding, together
 from blossom_jax.data import Interactions, Split
 from blossom_jax.data.pipeline import TrainStream
 from blossom_jax.errors import UserError
-from blossom_jax.evaluate import Evaluator, last_scores
+from blossom_jax.evaluate import Evaluator, encode_last
+from blossom_jax.losses import make_loss
+from blossom_jax.losses.negatives import cumulative_counts
 from blossom_jax.train_step import (
     State,
     abstract_params,
@@ -58,8 +60,7 @@ def make_plan(config: ml_collections.ConfigDict, num_seeds: int = 1) -> Plan:
     """
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed must lie in [0, 2**32), got {config.seed}")
-    if config.train.loss_chunk < 1:
-        raise UserError(f"train.loss_chunk must be at least 1, got {config.train.loss_chunk}")
+    loss_config = _setup.loss_config(config)
     if config.train.target == "all" and not config.model.causal:
         raise UserError(
             "model.causal=false would show every token the item that it is to predict: "
@@ -81,18 +82,13 @@ def make_plan(config: ml_collections.ConfigDict, num_seeds: int = 1) -> Plan:
     make_model = _setup.model_maker(config, interactions.num_items)
     graphdef, _ = abstract_params(make_model, mesh)
     like = abstract_state(make_model, optimizer, mesh)
-    step = make_train_step(
-        graphdef,
-        optimizer,
-        mesh,
-        like,
-        num_items=interactions.num_items,
-        loss_chunk=config.train.loss_chunk,
-    )
+    loss = make_loss(loss_config, num_items=interactions.num_items, mesh=mesh)
+    step = make_train_step(graphdef, optimizer, mesh, like, loss)
+    counts = popularity.item_counts(interactions, split) if loss_config.by_popularity else None
     seed = place_seed(config.seed, mesh)
-    compiled = _compile(step, like, config, mesh, num_seeds)
+    compiled = _compile(step, like, config, mesh, num_seeds, counts)
     evaluator = _evaluation.make_evaluator(
-        config, last_scores(graphdef), interactions.num_items, mesh
+        config, encode_last(graphdef), interactions.num_items, mesh
     )
     others = num_seeds * memory.shard_bytes(like) - memory.shard_bytes(like["params"])
     for evaluation in (valid, test):
@@ -135,7 +131,7 @@ def place_seed(seed: int | Sequence[int], mesh: jax.sharding.Mesh) -> jax.Array:
     return sharding.put_whole(np.asarray(seed, np.uint32), sharding.replicated(mesh))
 
 
-def _compile(step: jax.stages.Wrapped, like: State, config, mesh, num) -> jax.stages.Compiled:
+def _compile(step: jax.stages.Wrapped, like: State, config, mesh, num, counts) -> Callable:
     """Compiles the step for the only shapes that there are; refuses one that does not fit."""
     shape = config.train.batch_rows, config.data.row_length
     devices = list(mesh.devices.flat)
@@ -160,6 +156,8 @@ def _compile(step: jax.stages.Wrapped, like: State, config, mesh, num) -> jax.st
             raise UserError(f"seeds are trained together on one device, not on {mesh.size}")
         step = together.vmap_step(step)
         like, batch, seed = together.stacked_like((like, batch, seed), num)
-    compiled = step.lower(like, batch, seed).compile()
+    cumulative = None if counts is None else cumulative_counts(counts)
+    cumulative = sharding.put_whole(cumulative, sharding.replicated(mesh))
+    compiled = step.lower(like, batch, seed, cumulative).compile()
     memory.check_fits("a training step", memory.program_bytes(compiled), devices, lower=lower)
-    return compiled
+    return lambda state, batch, seed: compiled(state, batch, seed, cumulative)

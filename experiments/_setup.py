@@ -1,5 +1,6 @@
 """Builds what a config describes, for every command that trains or uses a model."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -12,6 +13,7 @@ from blossom_jax.data.pipeline import TrainStream
 from blossom_jax.data.registry import DATASETS
 from blossom_jax.data.windows import training_windows
 from blossom_jax.errors import UserError
+from blossom_jax.losses import LossConfig
 from blossom_jax.model import BlossomRec, ModelConfig
 from blossom_jax.trainer import Schedule
 
@@ -97,6 +99,12 @@ def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Sc
         patience=config.train.patience,
         metric=config.eval.metric,
     )
+
+
+def loss_config(config: ml_collections.ConfigDict) -> LossConfig:
+    """Returns which loss is minimised."""
+    names = (field.name for field in dataclasses.fields(LossConfig))
+    return LossConfig(**{name: config.train[name] for name in names})
 
 
 def make_optimizer(

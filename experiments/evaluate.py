@@ -54,8 +54,8 @@ def evaluate(directory: pathlib.Path, part: str, step: int | None = None) -> dic
     evaluation = _evaluation.Evaluation(
         config, interactions, split, part, model.mesh, with_coverage=True
     )
-    score, params = _scores(model)
-    evaluator = _evaluation.make_evaluator(config, score, interactions.num_items, model.mesh)
+    encode, params = _encoder(model)
+    evaluator = _evaluation.make_evaluator(config, encode, interactions.num_items, model.mesh)
     evaluation.prepare(evaluator, params)
     ranks = evaluation.rank(evaluator, params)
     return {
@@ -69,12 +69,14 @@ def evaluate(directory: pathlib.Path, part: str, step: int | None = None) -> dic
     }
 
 
-def _scores(model: TrainedModel):
-    """Returns the function that scores a batch, and its parameters on the devices."""
+def _encoder(model: TrainedModel):
+    """Returns what `Evaluator` ranks by, and its parameters on the devices."""
     if not trained_model.is_export(model.directory):
-        return ranking.last_scores(model.graphdef), model.params
+        return ranking.encode_last(model.graphdef), model.params
     score, params = serving.last_scores(model.directory)
-    return score, jax.device_put(params, sharding.replicated(model.mesh))
+    return lambda params, batch: (score(params, batch), None), jax.device_put(
+        params, sharding.replicated(model.mesh)
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 from blossom_jax.data import interactions, load_dataset, split
 from blossom_jax.data.column_formats import Columns
 from blossom_jax.data.filters import REPEATS
-from blossom_jax.data.formats import FORMATS, guess_format, read_table
+from blossom_jax.data.formats import FORMATS, guess_format, scan_table
 from blossom_jax.data.interactions import Interactions
 from blossom_jax.data.load import NAMES
 from blossom_jax.errors import UserError
@@ -37,10 +37,10 @@ def main(argv: Sequence[str]) -> None:
     }
     if arguments.dataset:
         log = load_dataset(arguments.dataset, **filters)
+        if arguments.output:
+            interactions.save(log, arguments.output)
     else:
-        log = _read_input(arguments, filters)
-    if arguments.output:
-        interactions.save(log, arguments.output)
+        log = _prepare_input(arguments, filters)
     _report(log, arguments.output or log.directory, f"runs/{arguments.dataset or 'custom'}")
 
 
@@ -62,16 +62,20 @@ def _parser() -> _cli.ArgumentParser:
     return parser
 
 
-def _read_input(arguments: argparse.Namespace, filters: dict) -> Interactions:
+def _prepare_input(arguments: argparse.Namespace, filters: dict) -> Interactions:
     if not arguments.output:
         raise UserError("--input needs --output DIR")
     path = pathlib.Path(arguments.input)
     columns = Columns(arguments.user_column, arguments.item_column, arguments.time_column)
-    table = read_table(path, arguments.format or guess_format(path), columns)
-    if arguments.newest_first:
-        table = table.reverse()
-    card = {"source": path.name, "newest_first": arguments.newest_first}
-    return interactions.from_table(table, name=path.stem, card=card, **filters)
+    newest_first = arguments.newest_first
+    return interactions.prepare(
+        scan_table(path, arguments.format or guess_format(path), columns),
+        arguments.output,
+        name=path.stem,
+        newest_first=newest_first,
+        card={"source": path.name, "newest_first": newest_first},
+        **filters,
+    )
 
 
 def _report(log: Interactions, directory: str, workdir: str) -> None:

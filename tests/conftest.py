@@ -16,16 +16,17 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 from jaxtyping import install_import_hook  # noqa: E402
 
 # The shapes that these modules name are checked whenever a test calls them.
-_ARRAY_MODULES = ("attention", "compression", "layers", "model", "losses", "metrics", "evaluate")
-_ARRAY_MODULES += ("popularity", "negatives", "coverage", "buckets", "data.ragged", "data.packing")
-_ARRAY_MODULES += ("data.windows", "data.split")
+_ARRAY_MODULES = ("attention", "compression", "layers", "model", "metrics", "evaluate", "negatives")
+_ARRAY_MODULES += ("popularity", "coverage", "buckets", "data.ragged", "data.packing", "ranking")
+_ARRAY_MODULES += ("data.windows", "data.split", "incremental", "incremental_recommender")
+_ARRAY_MODULES += ("losses.cross_entropy", "losses.sampled", "losses.negatives", "losses.objective")
 _ARRAY_MODULES += ("data.train_batches", "data.evaluation_batches")
 _ARRAY_MODULES += ("data.history_batches",)
 # The ops' api.py is left out: its own checks are tested with shapes that are wrong.
 _OPS = ("power_attention", "block_selection", "selected_attention", "blossom_attention")
 _CHECKED = [f"pallas_kernels.{op}.{module}" for op in _OPS for module in ("reference", "xla")]
 _CHECKED += ["pallas_kernels.blossom_attention.paths", "pallas_kernels.blossom_attention.xla_band"]
-_CHECKED += ["pallas_kernels.positions"]
+_CHECKED += ["pallas_kernels.positions", "pallas_kernels.decode"]
 _CHECKED += [f"pallas_kernels.{name}" for name in ("masked_softmax", "streamed", "tiles")]
 _CHECKED += [f"blossom_jax.{name}" for name in _ARRAY_MODULES]
 install_import_hook(_CHECKED, "beartype.beartype")

@@ -45,6 +45,14 @@ SMALL = {
     "train": [f"--config.{key}={value}" for key, value in TRAIN.items()],
     "benchmark throughput": ["--rounds=1", "--batch-rows=2"],
     "benchmark attention": ["--rounds=1", "--lengths=32", "--tokens=64"],
+    "benchmark latency": [
+        "--rounds=1",
+        "--events=2",
+        "--histories=20,40",
+        "--recompute=16",
+        "--items=50",
+    ],
+    "benchmark bounded": ["--bounds=8", "--users=4"],
     "benchmark devices": [
         *("--rounds=1", "--devices=1", "--tokens=64", "--length=16", "--items=30", "--heads=2"),
         *("--kv-heads=1", "--head-size=4", "--attention=dense", "--dtype=float32"),

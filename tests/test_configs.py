@@ -20,7 +20,7 @@ NAMES = [path.stem for path in FILES]
 def test_every_data_set_has_its_config():
     assert set(NAMES) == {
         *("amazon_beauty", "amazon_video_games", "custom", "gowalla", "gowalla_1000"),
-        *("ml_100k", "ml_1m", "ml_20m", "quickstart", "synthetic", "yelp"),
+        *("long_interest", "ml_100k", "ml_1m", "ml_20m", "quickstart", "synthetic", "yelp"),
     }
 
 

@@ -71,21 +71,26 @@ def read_delimited(
       The records in file order.
 
     Raises:
-      UserError: A missing column, a line with too many fields, or a file that is not UTF-8.
+      UserError: A missing column, or a header that is not UTF-8.
     """
-    # Polars checks the number of fields only where it reads all of them.
+    table = pl.scan_csv(path, separator=separator, quote_char=quote, infer_schema=False)
     try:
-        table = pl.read_csv(path, separator=separator, quote_char=quote, infer_schema=False)
+        names = table.collect_schema().names()
     except pl.exceptions.NoDataError:
         raise UserError(f"{path} is empty") from None
     except pl.exceptions.ComputeError as error:
-        raise undecodable(path) or _overlong(path, separator, quote) or error from error
+        raise undecodable(path) or error from error
     if typed_header:
-        table = table.rename(lambda name: name.split(":")[0])
-    chosen = choose_columns(path, table.columns, wanted, defaults)
+        table = table.rename({name: name.split(":")[0] for name in names})
+    chosen = choose_columns(path, table.collect_schema().names(), wanted, defaults)
+    # Polars checks the number of fields only where it reads all of them, which this takes care of.
     table = table.with_row_index("row").filter(~pl.all_horizontal(pl.exclude("row").is_null()))
     locate = functools.partial(_locate_record, path, separator, quote)
-    return Records(_select(table, chosen), locate)
+    return Records(
+        _select(table, chosen),
+        locate,
+        lambda: undecodable(path) or _overlong(path, separator, quote),
+    )
 
 
 def read_parquet(path: pathlib.Path, wanted: Columns) -> Records:
@@ -95,27 +100,29 @@ def read_parquet(path: pathlib.Path, wanted: Columns) -> Records:
       UserError: A missing column.
     """
     chosen = choose_columns(path, list(pl.read_parquet_schema(path)), wanted, UNNAMED)
-    table = pl.read_parquet(path, columns=list(filter(None, chosen))).with_row_index("row")
-    return Records(_select(table, chosen), lambda row: f"{path} row {row + 1}")
+    table = pl.scan_parquet(path).with_row_index("row")
+    return Records(_select(table, chosen), lambda row: f"{path} row {row + 1}", lambda: None)
 
 
 def read_json_lines(path: pathlib.Path, wanted: Columns, *, defaults: Columns) -> Records:
     """Reads one JSON object a line, such as Yelp's reviews.
 
-    Raises:
-      UserError: A line that is not a JSON object.
+    Args:
+      path: A UTF-8 file.
+      wanted: Columns to read.
+      defaults: Column names that stand for those not given.
+
+    Returns:
+      The records in file order.
     """
     chosen = Columns(*(name or default for name, default in zip(wanted, defaults, strict=True)))
     names = list(filter(None, chosen))
-    try:
-        table = pl.scan_ndjson(path, schema=dict.fromkeys(names, pl.String)).collect()
-    except pl.exceptions.ComputeError as error:
-        raise undecodable(path) or _not_json(path) or error from error
+    table = pl.scan_ndjson(path, schema=dict.fromkeys(names, pl.String)).with_row_index("row")
     locate = functools.partial(_locate_json, path)
-    return Records(_select(table.with_row_index("row"), chosen), locate)
+    return Records(_select(table, chosen), locate, lambda: undecodable(path) or _not_json(path))
 
 
-def _select(table: pl.DataFrame, columns: Columns) -> pl.DataFrame:
+def _select(table: pl.LazyFrame, columns: Columns) -> pl.LazyFrame:
     ids = {"user": pl.col(columns.user), "item": pl.col(columns.item)}
     time = {"time": pl.col(columns.time)} if columns.time else {}
     return table.select("row", **{k: v.cast(pl.String) for k, v in ids.items()}, **time)

@@ -6,7 +6,33 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
+from blossom_jax.data.event_parts import EventParts
 from blossom_jax.errors import UserError
+
+
+class Options(NamedTuple):
+    """What is to hold of the events that are kept.
+
+    Attributes:
+      min_user_events: Drops users with fewer events.
+      min_item_events: Drops items with fewer events.
+      repeats: "keep" all events, "drop_consecutive" (of a run of one item its first event stays),
+        or "latest" (of every user-item pair the last event stays).
+    """
+
+    min_user_events: int
+    min_item_events: int
+    repeats: str
+
+    def check(self) -> None:
+        """Raises UserError at an option out of its range."""
+        least_user, least_item, repeats = self
+        if repeats not in REPEATS:
+            raise UserError(f"{repeats=} is not one of {', '.join(REPEATS)}")
+        if least_user < 1 or least_item < 1:
+            raise UserError(
+                f"min_user_events={least_user} and min_item_events={least_item} must be at least 1"
+            )
 
 
 class Step(NamedTuple):
@@ -18,90 +44,91 @@ class Step(NamedTuple):
     events: int
 
 
-def _keep_all(users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    return np.ones(len(users), bool)
+class Counts(NamedTuple):
+    """Events of each user and of each item that are left, by code."""
+
+    user: Int[np.ndarray, "users"]
+    item: Int[np.ndarray, "items"]
+
+    def step(self, filter: str) -> Step:
+        """Returns the size of the log, as it is after a filter."""
+        users, items = (int(np.count_nonzero(counts)) for counts in self)
+        return Step(filter, users, items, int(self.user.sum()))
 
 
-def _drop_consecutive(users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    changes = (users[1:] != users[:-1]) | (items[1:] != items[:-1])
-    return np.concatenate([np.ones(min(len(users), 1), bool), changes])
+Keep = Callable[[np.ndarray], Bool[np.ndarray, "events"]]
 
 
-def _keep_latest(users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    pairs = users.astype(np.int64) * (items.max(initial=0) + 1) + items
+def _drop_consecutive(events: np.ndarray) -> np.ndarray:
+    user, item = events["user"], events["item"]
+    changes = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
+    return np.concatenate([np.ones(min(len(events), 1), bool), changes])
+
+
+def _keep_latest(events: np.ndarray) -> np.ndarray:
+    user, item = events["user"].astype(np.int64), events["item"]
+    pairs = user * (item.max(initial=0) + 1) + item
     _, from_the_end = np.unique(pairs[::-1], return_index=True)
-    keep = np.zeros(len(users), bool)
-    keep[len(users) - 1 - from_the_end] = True
+    keep = np.zeros(len(events), bool)
+    keep[len(events) - 1 - from_the_end] = True
     return keep
 
 
-REPEATS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "keep": _keep_all,
+REPEATS: dict[str, Keep | None] = {
+    "keep": None,
     "drop_consecutive": _drop_consecutive,
     "latest": _keep_latest,
 }
 
 
-def surviving_events(
-    users: Int[np.ndarray, "events"],
-    items: Int[np.ndarray, "events"],
-    *,
-    min_user_events: int,
-    min_item_events: int,
-    repeats: str,
-) -> tuple[Int[np.ndarray, "kept"], list[Step]]:
+def filter_events(parts: EventParts, counts: Counts, options: Options) -> list[Step]:
     """Applies every filter in turn until none drops anything, so that all hold at once.
 
     Args:
-      users: Codes from 0, users one after another.
-      items: Codes from 0, each user's in time order.
-      min_user_events: Drops users with fewer events.
-      min_item_events: Drops items with fewer events.
-      repeats: "keep" all events, "drop_consecutive" (of a run of one item its first event stays),
-        or "latest" (of every user-item pair the last event stays).
+      parts: Sorted events; those that are dropped leave it.
+      counts: Of these events; updated in place.
+      options: In their range.
 
     Returns:
-      Indices of the events that stay, ascending, and the log's size at the start and after each
-      time a filter dropped something.
-
-    Raises:
-      UserError: An option out of its range.
+      The log's size at the start and after each time a filter dropped something.
     """
-    rules = _rules(min_user_events, min_item_events, repeats)
-    rows = np.arange(len(users))
-    steps = [_step("read", users, items)]
+    least_user, least_item, repeats = options
+    rules: dict[str, Callable[[], Keep | None]] = {
+        f"repeats={repeats}": lambda: REPEATS[repeats],
+        f"min_user_events={least_user}": lambda: _at_least(least_user, counts.user, "user"),
+        f"min_item_events={least_item}": lambda: _at_least(least_item, counts.item, "item"),
+    }
+    steps = [counts.step("read")]
     unchanged = False
     while not unchanged:
         unchanged = True
-        for rule, keep in rules.items():
-            kept = rows[keep(users[rows], items[rows])]
-            if len(kept) < len(rows):
-                rows, unchanged = kept, False
-                steps.append(_step(rule, users[rows], items[rows]))
-    return rows, steps
+        for name, rule in rules.items():
+            keep = rule()
+            if keep is not None and _drop(parts, counts, keep):
+                unchanged = False
+                steps.append(counts.step(name))
+    return steps
 
 
-def _rules(
-    min_user_events: int, min_item_events: int, repeats: str
-) -> dict[str, Callable[[np.ndarray, np.ndarray], Bool[np.ndarray, "events"]]]:
-    if repeats not in REPEATS:
-        raise UserError(f"{repeats=} is not one of {', '.join(REPEATS)}")
-    if min_user_events < 1 or min_item_events < 1:
-        raise UserError(f"{min_user_events=} and {min_item_events=} must be at least 1")
-    return {
-        f"repeats={repeats}": REPEATS[repeats],
-        f"min_user_events={min_user_events}": lambda users, items: (
-            np.bincount(users)[users] >= min_user_events
-        ),
-        f"min_item_events={min_item_events}": lambda users, items: (
-            np.bincount(items)[items] >= min_item_events
-        ),
-    }
+def _at_least(least: int, counts: np.ndarray, field: str) -> Keep | None:
+    """Returns what keeps users or items that are frequent enough; None where all are."""
+    enough = counts >= least
+    return None if enough[counts > 0].all() else lambda events: enough[events[field]]
 
 
-def _step(filter: str, users: np.ndarray, items: np.ndarray) -> Step:
-    distinct = [int(np.count_nonzero(np.bincount(codes))) for codes in (users, items)]
-    return Step(filter, users=distinct[0], items=distinct[1], events=len(users))
+def _drop(parts: EventParts, counts: Counts, keep: Keep) -> bool:
+    """Drops what one filter does not keep; tells whether that was anything."""
+    changed = False
+    for part, events in enumerate(parts):
+        kept = keep(events)
+        if kept.all():
+            continue
+        changed = True
+        parts.replace(part, events[kept])
+        dropped = events[~kept]
+        np.subtract.at(counts.user, dropped["user"], 1)
+        np.subtract.at(counts.item, dropped["item"], 1)
+    return changed
 
 
 def describe_drops(steps: list[Step]) -> str:

@@ -62,8 +62,8 @@ def guess_format(path: str | pathlib.Path) -> str:
     return _SUFFIXES[suffix]
 
 
-def read_table(path: str | pathlib.Path, format: str, columns: Columns = UNNAMED) -> pl.DataFrame:
-    """Reads a log.
+def scan_table(path: str | pathlib.Path, format: str, columns: Columns = UNNAMED) -> pl.LazyFrame:
+    """Opens a log and checks all of it; what is returned reads it again, a batch at a time.
 
     Args:
       path: The file.
@@ -71,9 +71,8 @@ def read_table(path: str | pathlib.Path, format: str, columns: Columns = UNNAMED
       columns: Names of the columns, for formats that have named ones.
 
     Returns:
-      Columns user (text), item (text) and, if the log has times, time (int64, Unix seconds, whole
-      ones). Rows are in file order, except that a log with fractions of a second comes sorted by
-      the exact time, because whole seconds would lose that order.
+      Columns user (text), item (text) and, if the log has times, time (Datetime, microseconds),
+      with rows in file order.
 
     Raises:
       UserError: A missing file, a malformed line (named), a missing column (lists those present),
@@ -83,17 +82,11 @@ def read_table(path: str | pathlib.Path, format: str, columns: Columns = UNNAMED
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
     try:
-        records = _read(path, format, columns)
+        return _check(path, _read(path, format, columns))
     except pl.exceptions.PolarsError as error:
         raise UserError(
             f"{path} cannot be read as {format}: {str(error).splitlines()[0]}"
         ) from None
-    if records.table.is_empty():
-        raise UserError(f"{path} holds no interactions")
-    _refuse_missing(records)
-    if "time" not in records.table.columns:
-        return records.table.select("user", "item")
-    return _with_seconds(records).select("user", "item", "time")
 
 
 def _read(path: pathlib.Path, format: str, columns: Columns) -> Records:
@@ -110,41 +103,63 @@ def _choices() -> str:
     return f"one of {', '.join(FORMATS)}"
 
 
-def _refuse_missing(records: Records) -> None:
-    for column in ("user", "item", "time"):
-        if column not in records.table.columns:
-            continue
-        value = pl.col(column)
-        missing = value.is_null()
-        if records.table[column].dtype == pl.String:
-            missing |= value.str.strip_chars() == ""
-        if len(bad := records.table.filter(missing)):
-            raise UserError(f"{records.locate(bad['row'][0])}: the {column} is missing")
+def _check(path: pathlib.Path, records: Records) -> pl.LazyFrame:
+    """Refuses a log that is empty, or a value of it that is missing or no time."""
+    schema = records.table.collect_schema()
+    names = [name for name in ("user", "item", "time") if name in schema]
+    num_rows, has_text = _survey(records, schema.get("time"))
+    if not num_rows:
+        raise UserError(f"{path} holds no interactions")
+    table = records.table.select("row", *(_missing_as_null(name, schema[name]) for name in names))
+    exact = _microseconds(schema["time"], has_text) if "time" in names else pl.lit(0)
+    table = table.with_columns(exact=exact)
+    bad = pl.any_horizontal(pl.col(name).is_null() for name in (*names, "exact"))
+    first_bad = table.filter(bad).head(1).collect(engine="streaming")
+    for row in first_bad.rows(named=True):
+        place = records.locate(row["row"])
+        for name in names:
+            if row[name] is None:
+                raise UserError(f"{place}: the {name} is missing")
+        raise UserError(
+            f"{place}: the time {row['time']!r} is neither a number nor an ISO 8601 time"
+        )
+    time = {"time": pl.col("exact").cast(pl.Datetime("us"))} if "time" in names else {}
+    return table.select("user", "item", **time)
 
 
-def _with_seconds(records: Records) -> pl.DataFrame:
-    table = records.table.with_columns(exact=_microseconds(records.table["time"]))
-    if len(bad := table.filter(pl.col("exact").is_null())):
-        place, value = records.locate(bad["row"][0]), bad["time"][0]
-        raise UserError(f"{place}: the time {value!r} is neither a number nor an ISO 8601 time")
-    if (table["exact"] % 1_000_000 != 0).any():
-        table = table.sort("exact", maintain_order=True)
-    return table.with_columns(time=pl.col("exact").floordiv(1_000_000))
+def _missing_as_null(name: str, dtype: pl.DataType) -> pl.Expr:
+    value = pl.col(name)
+    if dtype != pl.String:
+        return value
+    return pl.when(value.str.strip_chars() != "").then(value)
 
 
-def _microseconds(time: pl.Series) -> pl.Series:
-    """Returns int64 microseconds since 1970, null where `time` cannot be read."""
-    if time.dtype.is_temporal():
+def _survey(records: Records, time: pl.DataType | None) -> tuple[int, bool]:
+    """Reads the file once: counts its rows, and tells whether a time is text that is no number."""
+    is_text = pl.lit(False)
+    if time == pl.String:
+        value = pl.col("time")
+        is_text = (value.is_not_null() & value.cast(pl.Float64, strict=False).is_null()).any()
+    read = records.table.select(rows=pl.len(), is_text=is_text)
+    try:
+        return read.collect(engine="streaming").row(0)
+    except pl.exceptions.ComputeError as error:
+        raise records.diagnose() or error from error
+
+
+def _microseconds(dtype: pl.DataType, has_text: bool) -> pl.Expr:
+    """Returns int64 microseconds since 1970, null where the column time cannot be read."""
+    time = pl.col("time")
+    if dtype.is_temporal():
         return time.cast(pl.Datetime("us")).to_physical()
     exact = _scale_numbers(time.cast(pl.Float64, strict=False))
-    if time.dtype == pl.String and exact.has_nulls():
+    if has_text:
         iso = time.str.to_datetime(strict=False, time_unit="us", time_zone="UTC")
-        exact = exact.fill_null(iso.to_physical())
+        exact = pl.coalesce(exact, iso.to_physical())
     return exact
 
 
-def _scale_numbers(number: pl.Series) -> pl.Series:
-    value = pl.col("number")
+def _scale_numbers(value: pl.Expr) -> pl.Expr:
     microseconds = (
         pl.when(~value.is_finite())
         .then(None)
@@ -156,5 +171,4 @@ def _scale_numbers(number: pl.Series) -> pl.Series:
         .then(value)
         .otherwise(value / 1e3)
     )
-    frame = number.alias("number").to_frame()
-    return frame.select(microseconds.round().cast(pl.Int64, strict=False)).to_series()
+    return microseconds.round().cast(pl.Int64, strict=False)

@@ -12,15 +12,20 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import polars as pl
 from jaxtyping import Int
 
 from blossom_jax.data import filters
+from blossom_jax.data.coding import MICROSECONDS, CodedEvents, code_events
+from blossom_jax.data.ragged import ragged_arange, slabs
 from blossom_jax.errors import UserError
 
 _CARD = "card.json"
+_IDS_AT_ONCE = 2**16  # that become Python's text, which takes ten times their bytes
 _HOW_TO_PREPARE = (
     "python -m experiments.prepare_data --input FILE --user-column U --item-column I "
     "--time-column T --output DIR"
@@ -78,8 +83,25 @@ class Interactions:
             digest.update(f"{array.dtype}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
         for ids in (self.user_ids, self.item_ids):
-            digest.update(_lines(ids).encode())
+            for lines in _lines(ids):
+                digest.update(lines.encode())
         return digest.hexdigest()
+
+    def stretches(
+        self, begin: Int[np.ndarray, "n"], end: Int[np.ndarray, "n"]
+    ) -> Iterator[tuple[Int[np.ndarray, "events"], Int[np.ndarray, "events"]]]:
+        """Reads stretches of the log, some million events at a time.
+
+        Args:
+          begin: First event of each stretch.
+          end: The event after its last.
+
+        Yields:
+          For every event, the number of its stretch, ascending, and its item.
+        """
+        for part in slabs(end - begin):
+            owner, event = ragged_arange(end[part] - begin[part])
+            yield part.start + owner, self.items[begin[part][owner] + event]
 
     def __reduce__(self):
         if self.directory:
@@ -88,24 +110,31 @@ class Interactions:
 
 
 def from_table(
-    table: pl.DataFrame,
+    table: pl.DataFrame | pl.LazyFrame,
     *,
     name: str,
     min_user_events: int = 1,
     min_item_events: int = 1,
     repeats: str = "keep",
+    newest_first: bool = False,
     card: dict | None = None,
+    folder: str | pathlib.Path | None = None,
 ) -> Interactions:
     """Builds a log: sorts by time, filters, and numbers the items.
 
+    Memory grows with users and items and not with events, if `table` is lazy and there is a folder.
+
     Args:
-      table: Columns user, item and optionally time (Unix seconds), rows in file order. Each user's
-        rows are sorted by time, and keep file order where times are equal or absent.
+      table: Columns user, item and optionally time (Unix seconds, or a polars Datetime where
+        fractions matter), rows in file order. Each user's rows are sorted by time, and keep file
+        order where times are equal or absent.
       name: Of the data set.
       min_user_events: Drops users with fewer events.
       min_item_events: Drops items with fewer events; with the former repeated until both hold.
       repeats: "keep", "drop_consecutive" or "latest"; holds together with the two above.
+      newest_first: Whether rows run backwards in time, so that file order is their reverse.
       card: Entries to put in the card besides the filters and counts.
+      folder: Where the events are kept, and mapped from; None keeps them in memory.
 
     Returns:
       The log. Users and items are numbered in order of first appearance in the table.
@@ -114,56 +143,61 @@ def from_table(
       UserError: No user is left with 3 events (says what dropped how many), an option out of its
         range, or an id with a line break in it.
     """
-    users, user_ids = _codes(table["user"])
-    items, item_ids = _codes(table["item"])
-    times = table["time"].to_numpy() if "time" in table.columns else None
-    order = np.lexsort((users,) if times is None else (times, users))
-    rows, steps = filters.surviving_events(
-        users[order],
-        items[order],
-        min_user_events=min_user_events,
-        min_item_events=min_item_events,
-        repeats=repeats,
-    )
-    kept = order[rows]
-    users, user_ids = _renumber(users[kept], user_ids)
-    items, item_ids = _renumber(items[kept], item_ids)
-    lengths = np.bincount(users, minlength=len(user_ids))
-    if lengths.max(initial=0) < 3:
-        raise UserError(_too_short(name, steps))
+    options = filters.Options(min_user_events, min_item_events, repeats)
+    options.check()
+    table = table.lazy()
+    timed = "time" in table.collect_schema()
+    with tempfile.TemporaryDirectory(prefix=".events.", dir=folder) as scratch:
+        coded = code_events(table, scratch, newest_first=newest_first)
+        steps = filters.filter_events(coded.parts, coded.counts, options)
+        lengths = coded.counts.user[coded.counts.user > 0]
+        if lengths.max(initial=0) < 3:
+            raise UserError(_too_short(name, steps))
+        items, times = _columns(coded, timed, folder)
     log = Interactions(
         name,
-        (items + 1).astype(np.int32),
-        None if times is None else times[kept].astype(np.int64),
+        items,
+        times,
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        user_ids,
-        item_ids,
+        coded.user_ids[coded.counts.user > 0],
+        coded.item_ids[coded.counts.item > 0],
         card={},
     )
-    options = {
-        "min_user_events": min_user_events,
-        "min_item_events": min_item_events,
-        "repeats": repeats,
-    }
     sizes = [step._asdict() for step in steps]
-    made = {"filters": options, "sizes": sizes, "content_hash": log.content_hash}
+    made = {"filters": options._asdict(), "sizes": sizes, "content_hash": log.content_hash}
     return dataclasses.replace(log, card={"name": name, **(card or {}), **made})
 
 
-def _codes(ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Returns codes from 0 in order of first appearance, and the id of each code."""
-    ids = ids.cast(pl.String)
-    distinct = ids.unique(maintain_order=True)
-    if distinct.str.contains("\n", literal=True).any():
-        raise UserError("an id holds a line break; ids must be one line each")
-    codes = ids.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int64)
-    return codes, np.array(distinct.to_list(), dtype=np.str_)
+def _columns(
+    coded: CodedEvents, timed: bool, folder: str | pathlib.Path | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the items, numbered from 1 without gaps, and the times in seconds or None."""
+    number = np.cumsum(coded.counts.item > 0, dtype=np.int32)
+    num_events = int(coded.counts.user.sum())
+
+    def join(name, dtype, pieces):
+        path = None if folder is None else pathlib.Path(folder) / f"{name}.npy"
+        return _join(pieces, dtype, num_events, path)
+
+    items = join("items", np.int32, (number[events["item"]] for events in coded.parts))
+    if not timed:
+        return items, None
+    seconds = (events["time"] // MICROSECONDS for events in coded.parts)
+    return items, join("times", np.int64, seconds)
 
 
-def _renumber(codes: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Closes the gaps that dropped codes left."""
-    present = np.bincount(codes, minlength=len(ids)) > 0
-    return (np.cumsum(present) - 1)[codes], ids[present]
+def _join(
+    pieces: Iterable[np.ndarray], dtype: type, length: int, path: pathlib.Path | None
+) -> np.ndarray:
+    """Joins arrays, in memory or in a file that is mapped."""
+    if path is None:
+        return np.concatenate([*pieces]).astype(dtype)
+    with path.open("wb") as file:
+        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (length,)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for piece in pieces:
+            piece.astype(dtype).tofile(file)
+    return np.load(path, mmap_mode="r")
 
 
 def _too_short(name: str, steps: list[filters.Step]) -> str:
@@ -175,8 +209,34 @@ def _too_short(name: str, steps: list[filters.Step]) -> str:
     )
 
 
-def _lines(ids: np.ndarray) -> str:
-    return "".join(f"{text}\n" for text in ids.tolist())
+def _lines(ids: np.ndarray) -> Iterator[str]:
+    """Yields the ids one a line, many at a time."""
+    for begin in range(0, len(ids), _IDS_AT_ONCE):
+        yield "".join(f"{text}\n" for text in ids[begin : begin + _IDS_AT_ONCE].tolist())
+
+
+def prepare(
+    table: pl.DataFrame | pl.LazyFrame, directory: str | pathlib.Path, **options: Any
+) -> Interactions:
+    """Builds a log in a folder, on the disk from its first event to its last.
+
+    Args:
+      table: As in `from_table`.
+      directory: As in `save`.
+      **options: Of `from_table`.
+
+    Returns:
+      The log as `load` opens it.
+
+    Raises:
+      UserError: As `from_table` and `save`.
+    """
+    parent = pathlib.Path(directory).resolve().parent
+    refuse_foreign(directory)
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".preparing.", dir=parent) as folder:
+        save(from_table(table, folder=folder, **options), directory)
+    return load(directory)
 
 
 def save(interactions: Interactions, directory: str | pathlib.Path) -> None:
@@ -224,7 +284,8 @@ def _write(interactions: Interactions, folder: pathlib.Path) -> None:
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     for name, ids in (("users", interactions.user_ids), ("items", interactions.item_ids)):
-        (folder / f"{name}.txt").write_text(_lines(ids), encoding="utf-8", newline="\n")
+        with (folder / f"{name}.txt").open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(_lines(ids))
     card = {**interactions.card, "name": interactions.name}
     card["content_hash"] = interactions.content_hash
     (folder / _CARD).write_text(json.dumps(card, indent=2) + "\n")

@@ -10,13 +10,17 @@ from collections.abc import Callable
 import polars as pl
 
 from blossom_jax.data import interactions, synthetic
-from blossom_jax.data.formats import read_table
-from blossom_jax.data.interactions import Interactions, from_table
-from blossom_jax.data.registry import DATASETS, SYNTHETIC
+from blossom_jax.data.formats import scan_table
+from blossom_jax.data.interactions import Interactions
+from blossom_jax.data.registry import DATASETS, LONG_INTEREST, SYNTHETIC
 from blossom_jax.data.sources import Found, find_or_download
 from blossom_jax.errors import UserError
 
-NAMES = (*DATASETS, "synthetic", "custom")
+_GENERATED: dict[str, functools.partial[pl.DataFrame]] = {
+    "synthetic": functools.partial(synthetic.generate, **SYNTHETIC),
+    "long_interest": functools.partial(synthetic.generate_lengths, **LONG_INTEREST),
+}
+NAMES = (*DATASETS, *_GENERATED, "custom")
 _NO_FILTERS = {"min_user_events": 1, "min_item_events": 1, "repeats": "keep"}
 _LAYOUT = 1  # part of the key of prepared copies: raise it when they would come out differently
 
@@ -65,37 +69,34 @@ def load_dataset(
             "python -m experiments.prepare_data"
         )
     cache = pathlib.Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
-    if name == "synthetic":
-        make = functools.partial(synthetic.generate, **SYNTHETIC)
-        return _prepare_once(cache, name, {"source": "generated", **SYNTHETIC}, filters, make)
+    if make := _GENERATED.get(name):
+        return _prepare_once(cache, name, {"source": "generated", **make.keywords}, filters, make)
     if name not in DATASETS:
         raise UserError(f"unknown data set {name!r}; known: {', '.join(NAMES)}")
     _show_terms(name, cache)
     found = find_or_download(DATASETS[name].files, cache)
-    read = functools.partial(_read_file, found)
-    return _prepare_once(cache, name, _describe(name, found), filters, read)
+    file = found.file
+    scan = functools.partial(scan_table, found.path, file.format, file.columns)
+    options = {**filters, "newest_first": file.newest_first}
+    return _prepare_once(cache, name, _describe(name, found), options, scan)
 
 
 def _describe(name: str, found: Found) -> dict:
     return {"source": found.file.name, "sha256": found.sha256, "terms": DATASETS[name].terms}
 
 
-def _read_file(found: Found) -> pl.DataFrame:
-    table = read_table(found.path, found.file.format, found.file.columns)
-    return table.reverse() if found.file.newest_first else table
-
-
 def _prepare_once(
     cache: pathlib.Path,
     name: str,
     source: dict,
-    filters: dict,
-    read: Callable[[], pl.DataFrame],
+    options: dict,
+    read: Callable[[], pl.DataFrame | pl.LazyFrame],
 ) -> Interactions:
+    filters = {key: options[key] for key in _NO_FILTERS}
     key = json.dumps([_LAYOUT, source, filters])
     folder = cache / "prepared" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
-        interactions.save(from_table(read(), name=name, card=source, **filters), folder)
+        return interactions.prepare(read(), folder, name=name, card=source, **options)
     return interactions.load(folder)
 
 

@@ -1,7 +1,11 @@
 """Counting inside many ranges at once: what makes loops over users, windows or rows unnecessary."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from jaxtyping import Int64, Integer
+
+_SLAB = 2**20  # numbers that exist at once
 
 
 def ragged_arange(
@@ -19,3 +23,19 @@ def ragged_arange(
     starts = np.cumsum(counts) - counts
     owner = np.repeat(np.arange(len(counts)), counts)
     return owner, np.arange(len(owner)) - starts[owner]
+
+
+def slabs(counts: Integer[np.ndarray, "ranges"]) -> Iterator[slice]:
+    """Cuts ranges into runs of whole ones that are small enough to be enumerated at once.
+
+    Args:
+      counts: How many numbers each range has, at least 0.
+
+    Yields:
+      Slices of the ranges, one after another, with about 2**20 numbers or a single range in each.
+    """
+    slab = np.cumsum(counts) // _SLAB
+    bounds = [0, *(1 + np.flatnonzero(np.diff(slab))).tolist(), len(counts)]
+    for begin, end in zip(bounds, bounds[1:], strict=False):
+        if end > begin:
+            yield slice(begin, end)

@@ -5,6 +5,7 @@ re-issued; theirs is recorded at the first download.
 """
 
 import dataclasses
+from typing import Any
 
 from blossom_jax.data.column_formats import UNNAMED, Columns
 
@@ -191,8 +192,14 @@ _GOWALLA_NYC = File(
     newest_first=True,
 )
 
-# The arguments of synthetic.generate for the data set of that name.
+# The arguments of synthetic.generate and of synthetic.generate_lengths for the data sets made so.
 SYNTHETIC = {"num_users": 2000, "num_items": 1000, "history_length": 128, "seed": 0}
+LONG_INTEREST: dict[str, Any] = {
+    "history_lengths": (128, 256, 512, 1024, 2048, 4096, 8192, 16384),
+    "events_of_each": 2**19,
+    "num_items": 200,
+    "seed": 0,
+}
 
 DATASETS: dict[str, Dataset] = {
     "ml_1m": Dataset((_ML_1M_TIMES, _ML_1M), MOVIELENS),

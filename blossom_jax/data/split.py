@@ -85,8 +85,8 @@ def global_time(interactions: Interactions, *, valid_time: int, test_time: int) 
     if valid_time >= test_time:
         raise UserError(f"{valid_time=} must be earlier than {test_time=}")
     begin, end = interactions.offsets[:-1], interactions.offsets[1:]
-    train_end = begin + _events_before(times, interactions.offsets, valid_time)
-    test_begin = begin + _events_before(times, interactions.offsets, test_time)
+    train_end = _first_from(times, interactions.offsets, valid_time)
+    test_begin = _first_from(times, interactions.offsets, test_time)
     valid_users = np.flatnonzero((begin < train_end) & (train_end < test_begin))
     test_users = np.flatnonzero((begin < test_begin) & (test_begin < end))
     new_in_valid = (begin == train_end) & (train_end < test_begin)
@@ -103,18 +103,26 @@ def global_time(interactions: Interactions, *, valid_time: int, test_time: int) 
             "test_users_without_history": int(new_in_test.sum()),
         },
     )
-    _refuse_empty(split, interactions.offsets[:-1], f"{times.min()} to {times.max()}")
+    _refuse_empty(split, interactions.offsets[:-1], times)
     return _describe(interactions, split)
 
 
-def _events_before(
+def _first_from(
     times: Int[np.ndarray, "events"], offsets: Int[np.ndarray, "users_plus_1"], moment: int
 ) -> Int[np.ndarray, "users"]:
-    running = np.concatenate([[0], np.cumsum(times < moment)])
-    return np.diff(running[offsets])
+    """Finds each user's first event from a moment on by bisection, all users at once."""
+    low, high = offsets[:-1].copy(), offsets[1:].copy()
+    while (open_ := np.flatnonzero(low < high)).size:
+        middle = (low[open_] + high[open_]) // 2
+        earlier = times[middle] < moment
+        low[open_[earlier]] = middle[earlier] + 1
+        high[open_[~earlier]] = middle[~earlier]
+    return low
 
 
-def _refuse_empty(split: Split, begin: Int[np.ndarray, "users"], span: str) -> None:
+def _refuse_empty(
+    split: Split, begin: Int[np.ndarray, "users"], times: Int[np.ndarray, "events"]
+) -> None:
     parts = {
         "train on": (split.train_end > begin).sum(),
         "validate on": len(split.valid.users),
@@ -124,7 +132,8 @@ def _refuse_empty(split: Split, begin: Int[np.ndarray, "users"], span: str) -> N
         if not users:
             raise UserError(
                 f"valid_time={split.card['valid_time']} and test_time={split.card['test_time']} "
-                f"leave no user to {purpose}; the log spans {span}"
+                f"leave no user to {purpose}; the log spans "
+                f"{times.min()} to {times.max()}"
             )
 
 
@@ -147,10 +156,9 @@ def _describe(interactions: Interactions, split: Split) -> Split:
 def _items_in_training(
     interactions: Interactions, train_end: Int[np.ndarray, "users"]
 ) -> Bool[np.ndarray, "items_plus_1"]:
-    lengths = np.diff(interactions.offsets)
-    in_training = np.arange(interactions.num_events) < np.repeat(train_end, lengths)
     trained = np.zeros(interactions.num_items + 1, bool)
-    trained[interactions.items[in_training]] = True
+    for _, items in interactions.stretches(interactions.offsets[:-1], train_end):
+        trained[items] = True
     return trained
 
 
@@ -172,12 +180,9 @@ def _describe_targets(
 
 def repeated_targets(interactions: Interactions, targets: Targets) -> Bool[np.ndarray, "n"]:
     """Returns which targets stand in their own input history already."""
-    lengths = np.diff(interactions.offsets)
-    answer = np.zeros(interactions.num_users, np.int64)  # no item is 0
-    before = np.zeros(interactions.num_users, np.int64)
-    answer[targets.users] = interactions.items[targets.target]
-    before[targets.users] = targets.target
-    hits = interactions.items == np.repeat(answer, lengths)
-    hits &= np.arange(interactions.num_events) < np.repeat(before, lengths)
-    users_hit = np.repeat(np.arange(interactions.num_users), lengths)[hits]
-    return np.isin(targets.users, users_hit)
+    answer = interactions.items[targets.target]
+    repeated = np.zeros(len(answer), bool)
+    begin = interactions.offsets[targets.users]
+    for owner, items in interactions.stretches(begin, targets.target):
+        repeated[owner[items == answer[owner]]] = True
+    return repeated

@@ -14,7 +14,12 @@ Half of the users end on a question's two answers, which leave-one-out makes the
 test target; the other half end on the walk. The best possible recall@1 there is 1 and 0.8; without
 the profile it is 1/4 for the former. Raw ids say what an item is: profile-t-c, question-q,
 answer-t-c, walk-n. No item occurs twice in a history while the ring is longer than the walk.
+
+`generate_lengths` makes such histories of several lengths, so that recall by length of history is
+recall by distance: all users end on a question there, and the profile lies a whole history back.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -33,7 +38,9 @@ _FIRST_SECOND = 1_600_000_000
 _HOUR = 3600
 
 
-def generate(*, num_users: int, num_items: int, history_length: int, seed: int) -> pl.DataFrame:
+def generate(
+    *, num_users: int, num_items: int, history_length: int, seed: int, question_every: int = 2
+) -> pl.DataFrame:
     """Makes the log.
 
     Args:
@@ -41,6 +48,7 @@ def generate(*, num_users: int, num_items: int, history_length: int, seed: int) 
       num_items: Size of the vocabulary; what the special items leave is the ring.
       history_length: Events of every user.
       seed: Of the generator.
+      question_every: Another share of users to end on a question: every how many-th does.
 
     Returns:
       Columns user (number from 0), item (raw id) and time (Unix seconds, an hour apart), user by
@@ -57,6 +65,7 @@ def generate(*, num_users: int, num_items: int, history_length: int, seed: int) 
         )
     rng = np.random.default_rng(seed)
     starts = _question_starts(rng, num_users, history_length)
+    starts[::question_every, -1] = history_length - _QUESTION_EVENTS
     codes = _walk(rng, starts, history_length, ring)
     _plant(rng, codes, starts, ring)
     hours = np.arange(history_length) + rng.integers(0, 24 * 30, (num_users, 1))
@@ -67,6 +76,39 @@ def generate(*, num_users: int, num_items: int, history_length: int, seed: int) 
             "time": _FIRST_SECOND + _HOUR * hours.ravel(),
         }
     )
+
+
+def generate_lengths(
+    *, history_lengths: Sequence[int], events_of_each: int, num_items: int, seed: int
+) -> pl.DataFrame:
+    """Makes a log of histories of several lengths, about as many events of each.
+
+    Args:
+      history_lengths: Events of a user.
+      events_of_each: Of all users with the same length, rounded down to whole users.
+      num_items: As in `generate`.
+      seed: Of the first length; the others count on from there.
+
+    Returns:
+      As `generate`; every user ends on a question.
+
+    Raises:
+      UserError: As there.
+    """
+    parts: list[pl.DataFrame] = []
+    num_users = 0
+    for n, length in enumerate(history_lengths):
+        users = events_of_each // length
+        part = generate(
+            num_users=users,
+            num_items=num_items,
+            history_length=length,
+            seed=seed + n,
+            question_every=1,
+        )
+        parts.append(part.with_columns(pl.col("user") + num_users))
+        num_users += users
+    return pl.concat(parts)
 
 
 def _vocabulary(ring: int) -> list[str]:
@@ -84,9 +126,7 @@ def _question_starts(rng: np.random.Generator, num_users: int, length: int) -> n
     """Returns int[num_users, questions]: one start in each quarter of what follows the profile."""
     bounds = np.linspace(TRAITS, length, _QUESTIONS + 1).astype(int)
     latest = bounds[1:] - _QUESTION_EVENTS - _WALK_EVENTS
-    starts = rng.integers(bounds[:-1], latest + 1, (num_users, _QUESTIONS))
-    starts[::2, -1] = length - _QUESTION_EVENTS
-    return starts
+    return rng.integers(bounds[:-1], latest + 1, (num_users, _QUESTIONS))
 
 
 def _walk(rng: np.random.Generator, starts: np.ndarray, length: int, ring: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Reads interaction logs whose lines have fields by position, not by name.
 
-Every reader returns `Records`: the raw strings, and a function from a row to its place in the
-file, so that whoever finds a bad value can name the line.
+Every reader returns `Records`: the raw strings, which are yet to be read, and a function from a row
+to its place in the file, so that whoever finds a bad value can name the line.
 """
 
 import pathlib
@@ -19,10 +19,12 @@ class Records(NamedTuple):
     Attributes:
       table: Columns row (0-based), user, item and, if the file has times, time; null = missing.
       locate: Turns a row into "file:line".
+      diagnose: Finds the line at which polars stopped, if there is one.
     """
 
-    table: pl.DataFrame
+    table: pl.LazyFrame
     locate: Callable[[int], str]
+    diagnose: Callable[[], UserError | None]
 
 
 def read_fields(path: pathlib.Path, *, separator: str, names: Sequence[str]) -> Records:
@@ -39,12 +41,12 @@ def read_fields(path: pathlib.Path, *, separator: str, names: Sequence[str]) -> 
     Raises:
       UserError: A line with another number of fields, or a file that is not UTF-8.
     """
-    lines = _read_lines(path)
+    lines = _scan_lines(path)
     lines = lines.with_columns(_split("line", separator).alias("fields"))
     shape = separator.join(name or "..." for name in names)
     _refuse_first(path, lines.filter(pl.col("fields").list.len() != len(names)), shape)
     columns = [pl.col("fields").list.get(i).alias(name) for i, name in enumerate(names) if name]
-    return Records(lines.select("row", *columns), _locator(path))
+    return _records(path, lines.select("row", *columns))
 
 
 def read_sequences(path: pathlib.Path) -> Records:
@@ -53,7 +55,7 @@ def read_sequences(path: pathlib.Path) -> Records:
     Raises:
       UserError: A line without items, or a file that is not UTF-8.
     """
-    lines = _read_lines(path)
+    lines = _scan_lines(path)
     lines = lines.with_columns(_split("line", " ").alias("fields"))
     _refuse_first(path, lines.filter(pl.col("fields").list.len() < 2), "user item item ...")
     table = lines.select(
@@ -61,15 +63,12 @@ def read_sequences(path: pathlib.Path) -> Records:
         user=pl.col("fields").list.first(),
         item=pl.col("fields").list.slice(1),
     ).explode("item")
-    return Records(table, _locator(path))
+    return _records(path, table)
 
 
-def _read_lines(path: pathlib.Path) -> pl.DataFrame:
+def _scan_lines(path: pathlib.Path) -> pl.LazyFrame:
     """Returns columns row and line; blank lines are left out, but keep their number."""
-    try:
-        lines = pl.read_lines(path, name="line", row_index_name="row")
-    except pl.exceptions.ComputeError as error:
-        raise undecodable(path) or error from error
+    lines = pl.scan_lines(path, name="line", row_index_name="row")
     return lines.with_columns(pl.col("line").str.strip_chars()).filter(pl.col("line") != "")
 
 
@@ -80,14 +79,17 @@ def _split(column: str, separator: str) -> pl.Expr:
     return text.str.split(separator)
 
 
-def _refuse_first(path: pathlib.Path, bad_lines: pl.DataFrame, shape: str) -> None:
-    if len(bad_lines):
-        row, line = bad_lines.row(0)[:2]
+def _refuse_first(path: pathlib.Path, bad_lines: pl.LazyFrame, shape: str) -> None:
+    try:
+        first = bad_lines.select("row", "line").head(1).collect(engine="streaming")
+    except pl.exceptions.ComputeError as error:
+        raise undecodable(path) or error from error
+    for row, line in first.rows():
         raise UserError(f'{path}:{row + 1}: expected "{shape}", found {line[:80]!r}')
 
 
-def _locator(path: pathlib.Path) -> Callable[[int], str]:
-    return lambda row: f"{path}:{row + 1}"
+def _records(path: pathlib.Path, table: pl.LazyFrame) -> Records:
+    return Records(table, lambda row: f"{path}:{row + 1}", lambda: undecodable(path))
 
 
 def undecodable(path: pathlib.Path) -> UserError | None:

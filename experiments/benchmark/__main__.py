@@ -1,7 +1,12 @@
 """Measures speed and memory on this machine, everything in one process and as ratios.
 
 python -m experiments.benchmark throughput --dataset=yelp --json=throughput.jsonl
+python -m experiments.benchmark input --dataset=yelp --plot=input.svg
 python -m experiments.benchmark attention --lengths=1024,4096,16384,65536 --plot=attention.svg
+python -m experiments.benchmark loss --items=10000,100000,1000000 --plot=loss.svg
+python -m experiments.benchmark step --lengths=64,1024,4096 --plot=step.svg
+python -m experiments.benchmark latency --json=latency.jsonl
+python -m experiments.benchmark bounded --workdir=runs/ml_1m
 python -m experiments.benchmark tune --output=tiles.json
 python -m experiments.benchmark gpu-report --few --output=report
 python -m experiments.benchmark devices --devices=1,2
@@ -15,10 +20,15 @@ from collections.abc import Sequence
 
 from experiments import _cli
 
-# Only the command's own module is imported: all but `throughput` need no library of data sets.
+# Only the command's own module is imported: most need no library of data sets.
 COMMANDS = {
     "throughput": "training on packed rows against padded rows",
+    "input": "the input pipeline against the training step",
     "attention": "Blossom attention against dense attention",
+    "loss": "losses, as the catalogue grows",
+    "step": "the training step, as the catalogue and the histories grow",
+    "latency": "a recommendation after one more event, against encoding the whole history",
+    "bounded": "the error of states that forget, on a trained run",
     "tune": "tiles of the GPU kernels",
     "devices": "the training step on several devices against one",
     "gpu-report": "on one GPU: attention, and training with it",

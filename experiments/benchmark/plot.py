@@ -1,17 +1,40 @@
-"""Draws how time and memory grow with length."""
+"""Draws how time and memory grow."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from blossom_jax.errors import UserError
 
-# Blossom in warm colours and thick lines, what it is compared with in cool ones and thin lines.
-_BLOSSOM = ("#c2416b", "#e08e45", "#8a2f5c", "#d9a5b3")
+# Ours in warm colours and thick lines, what it is compared with in cool ones and thin lines.
+_OURS = ("#c2416b", "#e08e45", "#8a2f5c", "#d9a5b3", "#b5651d", "#5b1a3a")
 _OTHERS = ("#3d5a80", "#6b9080", "#7f8fa9", "#4d4d4d", "#9bb1c9", "#b0b0a0")
 
 
+class Panel(NamedTuple):
+    """One quantity against one size, log-log.
+
+    Attributes:
+      records: Measurements; of a size and a contender, the last one counts.
+      x: Field of the size.
+      x_label: What the size is.
+      base: Of the logarithm that the sizes are drawn by.
+      y: Field of the quantity; where it is missing or zero, nothing is drawn.
+      unit: What a 1 on the axis stands for.
+      title: What the quantity is, and its unit.
+    """
+
+    records: Sequence[dict]
+    x: str
+    x_label: str
+    base: int
+    y: str
+    unit: float
+    title: str
+
+
 def draw(records: Sequence[dict], path: str) -> None:
-    """Draws forward-and-backward milliseconds and temporary MiB against length, log-log.
+    """Draws forward-and-backward milliseconds and temporary MiB of attention against length.
 
     Args:
       records: Measurements of `attention.py`.
@@ -20,20 +43,51 @@ def draw(records: Sequence[dict], path: str) -> None:
     Raises:
       UserError: matplotlib is not installed, or does not know the format.
     """
+    records = [r for r in records if r["measured"] == "forward_backward"]
+    panel = (records, "length", "history length, tokens", 2)
+    panels = [
+        Panel(*panel, "seconds", 1e-3, "Time, ms"),
+        Panel(*panel, "temporary_bytes", 2**20, "Temporary memory, MiB"),
+    ]
+    title = _title(records) if records else ""
+    is_ours = {r["attention"]: r["attention"].startswith("blossom") for r in records}
+    draw_panels(panels, "attention", is_ours, _label, title, path)
+
+
+def draw_panels(
+    panels: Sequence[Panel],
+    kind: str,
+    is_ours: dict[str, bool],
+    label: Callable[[str], str],
+    title: str,
+    path: str,
+) -> None:
+    """Draws panels, two in a row, with one legend.
+
+    Args:
+      panels: What to draw.
+      kind: Field of the contender's name.
+      is_ours: Which contenders are ours, by name.
+      label: Turns a name into what the legend says.
+      title: Above all panels.
+      path: As in `draw`.
+
+    Raises:
+      UserError: As in `draw`.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError('--plot needs matplotlib: pip install -e ".[dev]"') from None
-    records = [r for r in records if r["measured"] == "forward_backward"]
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2)
-    _panel(panels[0], records, "seconds", 1e-3, "Time, ms")
-    _panel(panels[1], records, "temporary_bytes", 2**20, "Temporary memory, MiB")
-    if records:
-        figure.suptitle(_title(records), fontsize=10)
-    handles, labels = panels[0].get_legend_handles_labels()
-    handles_of_all, labels_of_all = panels[1].get_legend_handles_labels()
-    known = dict(zip(labels + labels_of_all, handles + handles_of_all, strict=True))
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(9.5, 0.8 + 3.4 * rows), layout="constrained")
+    styles = _styles(is_ours)
+    known = {}
+    for axes, panel in zip(figure.subplots(rows, 2, squeeze=False).flat, panels, strict=True):
+        _panel(axes, panel, kind, styles)
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            known[label(name)] = handle
+    figure.suptitle(title, fontsize=10)
     figure.legend(known.values(), known, loc="outside lower center", ncols=4, frameon=False)
     try:
         figure.savefig(path, dpi=160)
@@ -49,21 +103,21 @@ def _title(records) -> str:
     return f"Attention, forward and backward: {amount}, {heads}, {one['dtype']}"
 
 
-def _panel(axes, records, field, unit, title) -> None:
-    lengths = sorted({record["length"] for record in records})
-    for name, style in _styles(records).items():
+def _panel(axes, panel, kind, styles) -> None:
+    sizes = sorted({record[panel.x] for record in panel.records})
+    for name, style in styles.items():
         points = {
-            record["length"]: record[field] / unit
-            for record in records
-            if record["attention"] == name and record[field]
+            record[panel.x]: record[panel.y] / panel.unit
+            for record in panel.records
+            if record[kind] == name and record[panel.y]
         }
         if points:
-            axes.plot(*zip(*sorted(points.items()), strict=True), label=_label(name), **style)
-    axes.set_xscale("log", base=2)
+            axes.plot(*zip(*sorted(points.items()), strict=True), label=name, **style)
+    axes.set_xscale("log", base=panel.base)
     axes.set_yscale("log")
-    axes.set_xlabel("history length, tokens")
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xticks(lengths, [_short(length) for length in lengths], minor=False)
+    axes.set_xlabel(panel.x_label)
+    axes.set_title(panel.title, fontsize=10, loc="left")
+    axes.set_xticks(sizes, [_short(size) for size in sizes], minor=False)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axes.minorticks_off()
     _widen(axes)
@@ -77,14 +131,13 @@ def _widen(axes) -> None:
     axes.set_ylim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
 
 
-def _styles(records) -> dict[str, dict]:
-    names = dict.fromkeys(record["attention"] for record in records)
-    ours = [name for name in names if name.startswith("blossom")]
-    others = [name for name in names if name not in ours]
+def _styles(is_ours) -> dict[str, dict]:
+    ours = [name for name, mine in is_ours.items() if mine]
+    others = [name for name, mine in is_ours.items() if not mine]
     thick = {"linewidth": 2.4, "marker": "o", "markersize": 5, "zorder": 3}
     thin = {"linewidth": 1.4, "marker": "s", "markersize": 3.5}
     styles = {}
-    for group, colours, style in ((ours, _BLOSSOM, thick), (others, _OTHERS, thin)):
+    for group, colours, style in ((ours, _OURS, thick), (others, _OTHERS, thin)):
         for n, name in enumerate(group):
             styles[name] = style | {"color": colours[n % len(colours)]}
     return styles
@@ -97,5 +150,7 @@ def _label(name: str) -> str:
     return f"{kind.capitalize()}, {library}{heads}"
 
 
-def _short(length: int) -> str:
-    return f"{length // 1024}k" if length % 1024 == 0 else str(length)
+def _short(size: int) -> str:
+    if size % 1000 == 0:
+        return f"{size:,}"
+    return f"{size // 1024}k" if size % 1024 == 0 else str(size)

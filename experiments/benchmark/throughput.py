@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from blossom_jax.errors import UserError
+from blossom_jax.losses import make_loss
 from blossom_jax.model import BlossomRec
 from experiments import _setup
 from experiments.benchmark import measure, training
@@ -140,7 +141,7 @@ def step(
     prepare = training.make_step(
         make_model,
         _setup.make_optimizer(config, num_steps=10_000),
-        loss_chunk=config.train.loss_chunk,
+        make_loss(_setup.loss_config(config), num_items=nnx.eval_shape(make_model).num_items),
         seed=config.seed,
     )
     return lambda batch: prepare(batch).call

@@ -17,11 +17,11 @@ from flax import nnx
 
 from blossom_jax import memory, optimizer, sharding, train_step
 from blossom_jax.compression import is_compressor_parameter
+from blossom_jax.losses import Loss, LossConfig, make_loss
 from blossom_jax.model import BlossomRec, ModelConfig
 from experiments.benchmark import measure
 
 Batch = dict[str, np.ndarray]
-LOSS_CHUNK = 1024  # the default of configs/common.py, as are the optimizer's values
 
 
 class Step(NamedTuple):
@@ -150,7 +150,14 @@ def prepare(
     def make_model():
         return BlossomRec(config, work.num_items, rngs=nnx.Rngs(0))
 
-    adamw = optimizer.make_optimizer(
+    loss = make_loss(LossConfig(), num_items=work.num_items, mesh=mesh)
+    start = make_step(make_model, default_optimizer(), loss, packed=False, mesh=mesh)
+    return start(work.batch())
+
+
+def default_optimizer() -> optax.GradientTransformation:
+    """Returns what the defaults of configs/common.py make of AdamW."""
+    return optimizer.make_optimizer(
         learning_rate=1e-3,
         warmup_steps=100,
         schedule="constant",
@@ -162,15 +169,13 @@ def prepare(
         accumulate_steps=1,
         frozen=is_compressor_parameter,
     )
-    start = make_step(make_model, adamw, loss_chunk=LOSS_CHUNK, packed=False, mesh=mesh)
-    return start(work.batch())
 
 
 def make_step(
     make_model: Callable[[], BlossomRec],
     optimizer: optax.GradientTransformation,
+    loss: Loss,
     *,
-    loss_chunk: int,
     seed: int = 0,
     packed: bool = True,
     mesh: jax.sharding.Mesh | None = None,
@@ -180,7 +185,7 @@ def make_step(
     Args:
       make_model: Builds the model with its initial parameters.
       optimizer: What updates them.
-      loss_chunk: Tokens whose logits exist at once.
+      loss: From `losses.make_loss`, for the same mesh.
       seed: Of dropout.
       packed: Whether a row may hold several histories.
       mesh: Devices that share it; the first one alone by default.
@@ -191,15 +196,7 @@ def make_step(
     mesh = mesh or sharding.make_mesh(1, devices=jax.local_devices()[:1])
     graphdef, _ = train_step.abstract_params(make_model, mesh)
     like = train_step.abstract_state(make_model, optimizer, mesh)
-    step = train_step.make_train_step(
-        graphdef,
-        optimizer,
-        mesh,
-        like,
-        num_items=nnx.eval_shape(make_model).num_items,
-        loss_chunk=loss_chunk,
-        packed=packed,
-    )
+    step = train_step.make_train_step(graphdef, optimizer, mesh, like, loss, packed=packed)
     initial = train_step.init_state(make_model, optimizer, like)
     seed_everywhere = sharding.put_whole(np.uint32(seed), sharding.replicated(mesh))
     return functools.partial(_start, step, initial, mesh, seed_everywhere)

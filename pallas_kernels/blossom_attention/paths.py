@@ -59,6 +59,15 @@ def both_paths(
     short_term = ops.power_attention(
         q, k, v, positions, window=window, causal=causal, max_history=max_history
     )
+    return add_by_gate(gate, long_term, short_term)
+
+
+def add_by_gate(
+    gate: Float[Array, "B L H 2"],
+    long_term: Float[Array, "B L H D"],
+    short_term: Float[Array, "B L H D"],
+) -> Float[Array, "B L H D"]:
+    """Weighs each path by its gate, in f32 or wider."""
     gate = at_least_f32(gate)
     out = gate[..., :1] * at_least_f32(long_term) + gate[..., 1:] * at_least_f32(short_term)
-    return out.astype(q.dtype)
+    return out.astype(long_term.dtype)

@@ -182,7 +182,7 @@ def test_shards_come_back_on_any_mesh(tmp_path):
 
 
 def test_a_shard_that_is_missing_is_named(directory):
-    shard = largest_file(directory / "40")
+    shard = largest_file(directory / "40" / "params")
     shard.unlink()
     lines = []
     assert Checkpoints(directory, report=lines.append).latest_progress() == {"loss": 0.1 * 30}

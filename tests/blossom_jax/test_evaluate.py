@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from blossom_jax import metrics, negatives, sharding
+from blossom_jax import negatives, sharding
 from blossom_jax.data.evaluation_batches import (
     BatchShape,
     evaluation_batches,
@@ -17,7 +17,7 @@ from blossom_jax.data.split import leave_one_out
 from blossom_jax.evaluate import (
     Evaluator,
     Ranks,
-    last_scores,
+    encode_last,
     summarize,
 )
 from blossom_jax.model import BlossomRec, ModelConfig
@@ -54,22 +54,29 @@ def drawn():
     return negatives.draw(log(), targets(), counts, num=NUM_NEGATIVES)
 
 
-def score_by_small_integers(table, batch):
+def encode_by_small_integers(table, batch):
     """Scores that no order of summation rounds: ties are ties on any mesh."""
     present = (batch["positions"] >= 0)[..., None]
     hidden = jnp.sum(table[batch["item_ids"]] * present, axis=1)
-    return hidden @ table.T
+    return hidden, table
 
 
 def table():
-    return np.random.default_rng(1).integers(-2, 3, (NUM_ITEMS + 1, 6)).astype(np.float32)
+    """Rows for the items, and surplus ones that would win if they were items."""
+    rows = np.random.default_rng(1).integers(-2, 3, (NUM_ITEMS + 1, 6)).astype(np.float32)
+    return np.pad(rows, [(0, 7), (0, 0)], constant_values=50)
 
 
 def evaluate(
-    batch_users=8, mesh=(1, 1), score=score_by_small_integers, params=None, with_coverage=False
+    batch_users=8,
+    mesh=(1, 1),
+    encode=encode_by_small_integers,
+    params=None,
+    with_coverage=False,
+    chunk=64,
 ):
     mesh = sharding.make_mesh(*mesh, devices=jax.devices()[: mesh[0] * mesh[1]])
-    evaluator = Evaluator(score, num_items=NUM_ITEMS, mesh=mesh)
+    evaluator = Evaluator(encode, num_items=NUM_ITEMS, mesh=mesh, chunk=chunk)
     batches = evaluation_batches(
         log(), targets(), max_length=MAX_LENGTH, batch_users=batch_users, multiple_of=mesh.size
     )
@@ -113,10 +120,28 @@ def test_all_protocols():
 
 
 @pytest.mark.parametrize(
-    ("batch_users", "mesh"), [(1, (1, 1)), (64, (1, 1)), (8, (8, 1)), (32, (4, 2)), (16, (2, 4))]
+    ("batch_users", "mesh", "chunk"),
+    [
+        (1, (1, 1), NUM_ITEMS),
+        (64, (1, 1), 7),
+        (8, (8, 1), NUM_ITEMS),
+        (32, (4, 2), 5),
+        (16, (2, 4), NUM_ITEMS),
+    ],
 )
-def test_ranks_do_not_depend_on_batches_and_devices(batch_users, mesh):
-    assert_same_ranks(evaluate(batch_users, mesh), slow_ranks())
+def test_ranks_do_not_depend_on_batches_chunks_and_devices(batch_users, mesh, chunk):
+    assert_same_ranks(evaluate(batch_users, mesh, chunk=chunk), slow_ranks())
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (4, 2)])
+def test_scores_may_come_without_a_table(mesh):
+    def score(table, batch):
+        hidden, table = encode_by_small_integers(table, batch)
+        return hidden @ table[: NUM_ITEMS + 1].T, None
+
+    ranks = evaluate(16, mesh, score, with_coverage=True)
+    assert_same_ranks(ranks, slow_ranks())
+    assert summarize(ranks) == summarize(evaluate(8, with_coverage=True))
 
 
 def slow_places():
@@ -133,9 +158,11 @@ def slow_places():
     return found
 
 
-@pytest.mark.parametrize(("batch_users", "mesh"), [(1, (1, 1)), (8, (1, 1)), (16, (4, 2))])
-def test_coverage_is_the_share_of_items_in_any_users_first_k(batch_users, mesh):
-    ranks = evaluate(batch_users, mesh, with_coverage=True)
+@pytest.mark.parametrize(
+    ("batch_users", "mesh", "chunk"), [(1, (1, 1), 64), (8, (1, 1), 9), (16, (4, 2), 64)]
+)
+def test_coverage_is_the_share_of_items_in_any_users_first_k(batch_users, mesh, chunk):
+    ranks = evaluate(batch_users, mesh, with_coverage=True, chunk=chunk)
     assert_same_ranks(ranks, slow_ranks())
     found = summarize(ranks)
     for protocol, lists in slow_places().items():
@@ -155,51 +182,48 @@ def test_a_model_ranks_alike_on_every_mesh():
     )
     model = BlossomRec(config, NUM_ITEMS, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(model)
-    one = evaluate(8, (1, 1), last_scores(graphdef), params)
+    one = evaluate(8, (1, 1), encode_last(graphdef), params)
     for mesh in [(2, 1), (4, 2)]:
-        assert_same_ranks(evaluate(16, mesh, last_scores(graphdef), params), by_protocol(one))
+        assert_same_ranks(evaluate(16, mesh, encode_last(graphdef), params), by_protocol(one))
 
     # The first user alone, without padding.
     user, end = targets().users[0], targets().target[0]
     history = log().items[log().offsets[user] : end][-MAX_LENGTH:]
     hidden = model(jnp.asarray(history)[None], jnp.arange(len(history))[None])[0, -1]
-    own = metrics.rank_of_target(
-        model.scores(hidden)[None], jnp.asarray(log().items[end])[None], num_items=NUM_ITEMS
-    )
-    assert one.full_keep[0] == own[0]
+    scores = np.asarray(model.scores(hidden))
+    assert one.full_keep[0] == 1 + (scores[1:] > scores[log().items[end]]).sum()
 
 
 def test_the_item_table_may_be_split():
     mesh = sharding.make_mesh(4, 2)
-    rows = np.pad(table(), [(0, 7), (0, 0)], constant_values=50)  # surplus rows would win
-    evaluator = Evaluator(score_by_small_integers, num_items=NUM_ITEMS, mesh=mesh)
+    evaluator = Evaluator(encode_by_small_integers, num_items=NUM_ITEMS, mesh=mesh)
     batches = evaluation_batches(
         log(), targets(), max_length=MAX_LENGTH, batch_users=16, multiple_of=8
     )
-    params = jax.device_put(rows, jax.NamedSharding(mesh, sharding.TABLE_ROWS))
+    params = jax.device_put(table(), jax.NamedSharding(mesh, sharding.TABLE_ROWS))
     assert_same_ranks(evaluator(params, batches, drawn()), slow_ranks())
 
 
 def test_one_program_a_shape():
     traced = []
 
-    def score(table, batch):
+    def encode(table, batch):
         traced.append(batch["item_ids"].shape + batch["seen"].shape)
-        return score_by_small_integers(table, batch)
+        return encode_by_small_integers(table, batch)
 
-    evaluate(4, (1, 1), score)
+    evaluate(4, (1, 1), encode)
     assert len(traced) == len(set(traced)) <= 4
 
 
 def test_programs_compiled_ahead_are_those_that_run():
     traced = []
 
-    def score(table, batch):
+    def encode(table, batch):
         traced.append(batch["item_ids"].shape + batch["seen"].shape)
-        return score_by_small_integers(table, batch)
+        return encode_by_small_integers(table, batch)
 
     mesh = sharding.make_mesh(4, 2)
-    evaluator = Evaluator(score, num_items=NUM_ITEMS, mesh=mesh)
+    evaluator = Evaluator(encode, num_items=NUM_ITEMS, mesh=mesh)
     sizes = {"max_length": MAX_LENGTH, "batch_users": 16, "multiple_of": 8}
     place = sharding.replicated(mesh)
     params = jax.ShapeDtypeStruct(table().shape, jnp.float32, sharding=place)
@@ -215,7 +239,7 @@ def test_programs_compiled_ahead_are_those_that_run():
 
 def test_more_users_a_batch_need_more_bytes():
     evaluator = Evaluator(
-        score_by_small_integers, num_items=NUM_ITEMS, mesh=sharding.make_mesh(8, 1)
+        encode_by_small_integers, num_items=NUM_ITEMS, mesh=sharding.make_mesh(8, 1)
     )
     shapes = [BatchShape(rows, 16, 32) for rows in (8, 80, 8000)]
     needed = [evaluator.prepare(table(), [shape], (4, 10)) for shape in shapes]
@@ -225,7 +249,7 @@ def test_more_users_a_batch_need_more_bytes():
 
 def test_missing_users_are_noticed():
     evaluator = Evaluator(
-        score_by_small_integers,
+        encode_by_small_integers,
         num_items=NUM_ITEMS,
         mesh=sharding.make_mesh(1, 1, devices=jax.devices()[:1]),
     )

@@ -10,7 +10,9 @@ from blossom_jax import losses, sharding
 NUM_ITEMS, ROWS, SIZE, TOKENS = 45, 64, 8, 48
 
 
-def dense_formula(hidden, table, targets, include_padding=False, num_items=NUM_ITEMS):
+def dense_formula(
+    hidden, table, targets, include_padding=False, num_items=NUM_ITEMS, label_smoothing=0.0
+):
     """Loss and gradients in float64 NumPy, with all logits at once."""
     hidden, table = np.asarray(hidden, np.float64), np.asarray(table, np.float64)
     first = 0 if include_padding else 1
@@ -21,11 +23,12 @@ def dense_formula(hidden, table, targets, include_padding=False, num_items=NUM_I
         items = table[first : num_items + 1]
         logits = items @ hidden[t]
         lse = logits.max() + np.log(np.exp(logits - logits.max()).sum())
-        loss += lse - table[target] @ hidden[t]
-        p = np.exp(logits - lse)
-        dhidden[t] = p @ items - table[target]
-        dtable[first : num_items + 1] += np.outer(p, hidden[t])
-        dtable[target] -= hidden[t]
+        label = np.full(len(items), label_smoothing / len(items))
+        label[target - first] += 1 - label_smoothing
+        loss += lse - label @ logits
+        difference = np.exp(logits - lse) - label
+        dhidden[t] = difference @ items
+        dtable[first : num_items + 1] += np.outer(difference, hidden[t])
     return loss, dhidden, dtable
 
 
@@ -65,6 +68,19 @@ def test_padding_takes_part_only_when_asked():
     found = loss_and_gradients(*case, include_padding=True)
     assert_equal_to_dense(found, *case, include_padding=True)
     assert np.any(np.asarray(found[2])[0] != 0)
+
+
+@pytest.mark.parametrize("mesh", [None, (2, 4)])
+def test_label_smoothing(mesh):
+    case = inputs()
+    mesh = mesh and sharding.make_mesh(*mesh)
+    found = loss_and_gradients(*case, label_smoothing=0.1, mesh=mesh)
+    assert_equal_to_dense(found, *case, label_smoothing=0.1)
+
+
+def test_chunks_shrink_as_the_catalogue_grows():
+    at_once = losses.cross_entropy.tokens_at_once
+    assert [at_once(10**n) for n in (4, 5, 6, 7)] == [13376, 1280, 128, 64]
 
 
 @pytest.mark.parametrize("mesh", [(1, 1), (8, 1), (4, 2), (2, 4), (1, 8)])
@@ -148,5 +164,8 @@ def test_caller_mistakes():
     hidden, table, targets = map(jnp.asarray, inputs())
     with pytest.raises(ValueError, match=r"num_items=64 rows, got table.shape=\(64, 8\)"):
         losses.full_cross_entropy(hidden, table, targets, num_items=ROWS)
+    run = functools.partial(losses.full_cross_entropy, hidden, table, targets, num_items=NUM_ITEMS)
     with pytest.raises(ValueError, match="chunk=0"):
-        losses.full_cross_entropy(hidden, table, targets, num_items=NUM_ITEMS, chunk=0)
+        run(chunk=0)
+    with pytest.raises(ValueError, match="label_smoothing=1.0"):
+        run(label_smoothing=1.0)

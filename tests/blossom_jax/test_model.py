@@ -59,6 +59,22 @@ def test_all_state_is_parameters_and_initial_values_are_the_papers():
             assert (value == (path[-1] == "scale")).all(), path
 
 
+def test_blocks_computed_anew_have_the_same_gradients():
+    def gradients(remat):
+        model = make(attention="dense", num_layers=1, remat=remat)
+        graphdef, params = nnx.split(model, nnx.Param)
+
+        def total(params):
+            hidden = nnx.merge(graphdef, params)(*inputs(), dropout_key=jax.random.key(0))
+            return jnp.sum(jnp.sin(hidden))
+
+        assert ("remat" in str(jax.make_jaxpr(jax.grad(total))(params))) == (remat == "block")
+        return jax.tree.leaves(jax.jit(jax.grad(total))(params))
+
+    for kept, anew in zip(gradients("none"), gradients("block"), strict=True):
+        np.testing.assert_allclose(anew, kept, rtol=1e-5, atol=1e-6)
+
+
 def test_the_twin_differs_in_attention_alone():
     def outside(model):
         paths = (path for path, _ in nnx.to_flat_state(nnx.state(model)))

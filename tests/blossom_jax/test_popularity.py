@@ -48,7 +48,7 @@ def test_ranks_are_those_of_a_model_that_scores_by_counts(part):
     assert not drawn.items.all()  # some users have fewer than 8 others
     counts = jnp.asarray(counts, jnp.float32)
     evaluator = Evaluator(
-        lambda counts, batch: jnp.tile(counts, (len(batch["target"]), 1)),
+        lambda counts, batch: (jnp.ones((len(batch["target"]), 1)), counts[:, None]),
         num_items=NUM_ITEMS,
         mesh=sharding.make_mesh(1, 1, devices=jax.devices()[:1]),
     )

@@ -109,3 +109,23 @@ def test_a_batch_without_rows_is_refused():
         UserError, match=r"batch_users must be a positive multiple of the 1 .*, got 0"
     ):
         Recommender(tiny_model(), batch_users=0)
+
+
+def test_events_one_by_one_give_what_the_whole_history_gives(recommender, caplog):
+    history = HISTORIES[1]
+    state = recommender.start(["no such item", *history[:3]])
+    assert "skipped in history: 1 id(s)" in caplog.text
+    for raw in history[3:]:
+        state, scores = recommender.step(state, raw)
+    (expected,) = recommender.recommend([history], 5)
+    found = recommender.best(scores, 5, exclude=history)
+    assert [raw for raw, _ in found] == [raw for raw, _ in expected]
+    np.testing.assert_allclose([s for _, s in found], [s for _, s in expected], rtol=1e-5)
+    with pytest.raises(UserError, match="does not know item 'x'"):
+        recommender.step(state, "x")
+    assert recommender.step(state, 3)[1].shape == (NUM_ITEMS + 1,)
+
+
+def test_max_events_is_what_states_keep():
+    recommender = Recommender(tiny_model(), max_events=6)
+    assert recommender.incremental.max_events == 6

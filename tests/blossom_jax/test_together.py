@@ -12,6 +12,7 @@ from test_trainer import DEVICE, MESH, Stream, first_state, lines, train_step
 from blossom_jax.checkpoint import Checkpoints
 from blossom_jax.compression import is_compressor_parameter
 from blossom_jax.errors import NonFiniteError
+from blossom_jax.losses import LossConfig, make_loss
 from blossom_jax.metric_log import MetricLog, Terminal
 from blossom_jax.model import model_maker
 from blossom_jax.optimizer import make_optimizer
@@ -133,7 +134,8 @@ def test_ten_steps_of_the_model_equal_those_one_by_one():
     makers = [model_maker(CONFIG, NUM_ITEMS, seed) for seed in (3, 8)]
     graphdef, _ = abstract_params(makers[0], MESH)
     like = abstract_state(makers[0], optimizer, MESH)
-    step = make_train_step(graphdef, optimizer, MESH, like, num_items=NUM_ITEMS, loss_chunk=8)
+    loss = make_loss(LossConfig(), num_items=NUM_ITEMS, mesh=MESH)
+    step = make_train_step(graphdef, optimizer, MESH, like, loss)
 
     rng = np.random.default_rng(0)
     shape = 10, 2, 4, 24
@@ -150,11 +152,11 @@ def test_ten_steps_of_the_model_equal_those_one_by_one():
     # It takes half the time to compile, and runs as fast.
     options = {"xla_backend_optimization_level": 0}
     one = step.lower(states[0], batch(0, 0), seeds[0]).compile(options)
-    both = vmap_step(step).lower(stacked, batch(0), seeds).compile(options)
+    both = vmap_step(step).lower(stacked, batch(0), seeds, None).compile(options)
     for n in range(10):
         pairs = [one(state, batch(n, k), seeds[k]) for k, state in enumerate(states)]
         states = [state for state, _ in pairs]
-        stacked, metrics = both(stacked, batch(n), seeds)
+        stacked, metrics = both(stacked, batch(n), seeds, None)
     for k, (state, own_metrics) in enumerate(pairs):
         found = jax.tree.leaves((stacked["params"], metrics))
         expected = jax.tree.leaves((state["params"], own_metrics))

@@ -1,5 +1,6 @@
 """The training step: what moves, what stays, what it depends on, and on how many devices."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -12,6 +13,7 @@ from flax import nnx
 
 from blossom_jax import sharding
 from blossom_jax.compression import is_compressor_parameter
+from blossom_jax.losses import LossConfig, make_loss
 from blossom_jax.model import BlossomRec, ModelConfig
 from blossom_jax.optimizer import make_optimizer
 from blossom_jax.train_step import abstract_params, abstract_state, init_state, make_train_step
@@ -29,10 +31,11 @@ CONFIG = ModelConfig(
     max_length=16,
     dropout=0.2,
 )
+LOSS = LossConfig(loss_chunk=8)
 
 
 @functools.cache
-def build(data=1, model=1, config=CONFIG):
+def build(data=1, model=1, config=CONFIG, loss=LOSS):
     """Returns the mesh, the step compiled for it, and a function that makes a fresh state."""
     mesh = sharding.make_mesh(data, model, devices=jax.devices()[: data * model])
     optimizer = make_optimizer(
@@ -53,7 +56,9 @@ def build(data=1, model=1, config=CONFIG):
 
     graphdef, _ = abstract_params(make_model, mesh)
     like = abstract_state(make_model, optimizer, mesh)
-    step = make_train_step(graphdef, optimizer, mesh, like, num_items=NUM_ITEMS, loss_chunk=8)
+    step = make_train_step(
+        graphdef, optimizer, mesh, like, make_loss(loss, num_items=NUM_ITEMS, mesh=mesh)
+    )
     seed = jax.device_put(np.uint32(0), sharding.replicated(mesh))
     # It takes half the time to compile, and runs as fast.
     options = {"xla_backend_optimization_level": 0}
@@ -103,6 +108,31 @@ def test_it_learns_and_counts_steps():
     assert losses[0] == pytest.approx(np.log(NUM_ITEMS), abs=0.2)
     assert losses[-1] < losses[0] - 0.8
     assert int(state["step"]) == 30
+
+
+def test_bf16_trains_as_f32_does_with_blocks_computed_anew():
+    config = dataclasses.replace(CONFIG, dtype="bfloat16", remat="block")
+    state, losses = train(100, config=config)
+    assert all(np.isfinite(leaf).all() for leaf in leaves(state))
+    assert {leaf.dtype.name for leaf in leaves(state["params"])} == {"float32"}
+    _, exact = train(100)
+    np.testing.assert_allclose(losses, exact, rtol=0.1)  # a batch of few tokens is noisy
+    np.testing.assert_allclose(np.mean(losses[-20:]), np.mean(exact[-20:]), rtol=0.01)
+
+
+def test_negatives_depend_on_step_and_seed_alone():
+    by_samples = LossConfig("sampled_softmax", loss_chunk=8, num_negatives=5)
+    mesh, step, _ = build(loss=by_samples)
+    whole, losses = train(4, loss=by_samples)
+    half, _ = train(2, loss=by_samples)
+    resumed = jax.tree.map(lambda x: jax.device_put(np.asarray(x), x.sharding), half)
+    seed = jax.device_put(np.uint32(0), sharding.replicated(mesh))
+    for _ in range(2):
+        resumed, _ = step(resumed, make_batch(mesh), seed)
+    for a, b in zip(leaves(resumed), leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert losses != train(4, seed=1, loss=by_samples)[1]
+    assert len(set(losses)) == 4
 
 
 def test_it_repeats_to_the_bit_and_depends_on_the_seed():

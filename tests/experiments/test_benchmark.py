@@ -44,6 +44,11 @@ PADDED = {
         (["gpu-report", "--output=x", "--tokens=9", "--lengths=2"], "--tokens=9 is no whole"),
         (["throughput", "--dataset=none"], "no config has that name"),
         (["throughput", "--rounds=x"], "'x' is not a whole number"),
+        (["loss", "--losses=hinge"], "'hinge' is none of plain, cross_entropy"),
+        (["step", "--steps=hinge"], "'hinge' is none of plain, cross_entropy"),
+        (["step", "--items=0"], "'0' is not a whole number"),
+        (["input", "--dataset=none"], "no config has that name"),
+        (["input", "--plot=no/such/folder/input.svg"], "there is no folder no/such/folder"),
         ([], "COMMAND"),
     ],
 )
@@ -93,20 +98,28 @@ def test_throughput_is_of_the_tokens_that_matter():
         assert record["fill"] == 11 / (record["rows"] * record["row_length"])
 
 
-def test_throughput_measures_every_layout(monkeypatch, tmp_path):
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """A config of that name, whose log has six histories of six events."""
     events = [(user, item) for user in range(6) for item in range(user, user + 6)]
     table = pl.DataFrame(events, schema=["user", "item"], orient="row").cast(pl.String)
     interactions.save(interactions.from_table(table, name="tiny"), tmp_path / "log")
     config = _config()
-    config.model.max_length, config.data.row_length = 4, 8
+    config.model.max_length, config.data.row_length, config.train.batch_rows = 4, 8, 2
     config.data.name, config.data.path = "custom", str(tmp_path / "log")
     tiny = types.SimpleNamespace(get_config=config.lock)
     monkeypatch.setitem(sys.modules, "configs.tiny", tiny)
 
+
+def _run(tmp_path, *arguments):
     lines = tmp_path / "lines.jsonl"
-    flags = ["--dataset=tiny", "--batch-rows=2", "--rounds=1", f"--json={lines}"]
-    benchmark.main(["throughput", *flags])
-    records = [json.loads(line) for line in lines.read_text().splitlines()]
+    benchmark.main([*arguments, "--dataset=tiny", "--rounds=1", f"--json={lines}"])
+    return [json.loads(line) for line in lines.read_text().splitlines()]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_throughput_measures_every_layout(tmp_path):
+    records = _run(tmp_path, "throughput")
     assert [(r["measured"], r["layout"], r["rows"], r["row_length"]) for r in records] == [
         ("encoder", "packed", 2, 8),
         ("encoder", "padded", 4, 4),
@@ -115,3 +128,26 @@ def test_throughput_measures_every_layout(monkeypatch, tmp_path):
         ("whole step", "padded, none skipped", 4, 4),
     ]
     assert {r["tokens"] for r in records} == {12}  # four windows of three inputs
+
+
+@pytest.mark.usefixtures("tiny")
+def test_input_measures_every_part_against_the_step(tmp_path):
+    plot = tmp_path / "input.svg"
+    records = _run(tmp_path, "input", "--workers=1", "--batches=3", f"--plot={plot}")
+    parts = {record["measured"]: record for record in records}
+    assert list(parts) == [
+        "shuffle",
+        "assemble",
+        "grain, a thread",
+        "grain, 1 workers",
+        "devices, a thread",
+        "step",
+    ]
+    # Six windows of three inputs lie two to a row, so in two batches.
+    tokens = {name: record["tokens"] for name, record in parts.items()}
+    assert tokens == dict.fromkeys(parts, 27) | {"shuffle": 18, "step": 12}
+    for record in records:
+        assert record["tokens_per_second"] == record["tokens"] / record["seconds"]
+    step = parts["step"]["tokens_per_second"]
+    assert parts["assemble"]["versus_step"] == parts["assemble"]["tokens_per_second"] / step
+    assert plot.read_text().startswith("<?xml")

@@ -33,7 +33,8 @@ def test_both_recommend_the_same(folders):
 
 def test_the_card_says_what_was_not_measured(folders):
     card = (folders[1] / "README.md").read_text()
-    assert "blossom attention on tiny" in card and "scores 30 items" in card
+    assert "blossom attention on tiny" in card and "scores 29 items" in card
+    assert "tiny: 94 events of" in card
     assert "Not measured on the test targets: its run was not finished" in card
 
 
@@ -53,7 +54,7 @@ def test_the_card_has_the_test_metrics_of_a_finished_run(folders, tmp_path):
     finally:
         (run / "results.json").unlink()
     card = (tmp_path / "again" / "README.md").read_text()
-    assert "0.1250" in card and "Ask first" in card and "`abc`" in card
+    assert "0.1250" in card and "Ask first" in card and "leave_one_out" in card
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,9 @@ SIZES = {
     "model.max_length": 16,
     "train.batch_rows": 8,
     "train.num_steps": 40,
+    "train.loss": "sampled_softmax",  # has more to resume than the default: the draws
+    "train.negatives": "popularity",
+    "train.num_negatives": 20,
     "eval.every_steps": 10,
     "eval.batch_users": 64,
     "eval.num_negatives": 10,
@@ -230,6 +233,12 @@ def test_changed_data_is_refused(whole, monkeypatch):
         ({"eval__batch_users": 12}, "eval.batch_users=12"),
         ({"eval__batch_users": 8 * 10**9}, r"evaluation needs [\d,]{13,} bytes.*eval.batch_users"),
         ({"train__loss_chunk": 0}, "train.loss_chunk"),
+        ({"train__loss": "hinge"}, "train.loss must be one of"),
+        (
+            {"train__loss": "gbce", "train__num_negatives": 10**6},
+            "must be below the .* items of th",
+        ),
+        ({"model__remat": "all"}, "model.remat must be one of 'none', 'block', got 'all'"),
         ({"train__schedule": "linear"}, "schedule='linear'"),
         ({"data__split": "random"}, "data.split must be"),
         ({"data__split": "global_time"}, "has no times"),

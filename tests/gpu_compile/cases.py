@@ -92,9 +92,13 @@ def attention_gradient(implementation: str, selection_gradient: str) -> Case:
     )
 
 
+LOSSES = [training.LossGradient(dtype) for dtype in ("bfloat16", "float32")]
+LOSSES += [training.LossGradient(items=10**7)]
+LONG_STEPS = [training.DefaultStep(remat) for remat in ("none", "block")]
+
 _ALL: list[Program] = [*MATRIX, *(case for case, _ in SUBSET)]
 for _path in itertools.product(*_PATHS):
     _ALL += [train_step(*_path, length) for length in (4096, 65536)]
     _ALL += [attention_gradient(*_path)]
-_ALL += [demonstrations.GOOD, *demonstrations.BAD, demonstrations.HANGING]
+_ALL += [*LOSSES, *LONG_STEPS, demonstrations.GOOD, *demonstrations.BAD, demonstrations.HANGING]
 PROGRAMS: dict[str, Program] = {str(program): program for program in _ALL}

@@ -1,4 +1,4 @@
-"""The whole training step of a small model, built as `experiments.train` builds it."""
+"""Whole training steps, built as `experiments.train` builds them, and the loss alone."""
 
 import dataclasses
 from collections.abc import Callable
@@ -30,9 +30,7 @@ class TrainStep:
     def build(self, device: Any) -> tuple[Callable, tuple]:
         """See `Program`."""
         # Not above: kernels compile without flax and without these packages too.
-        from blossom_jax import sharding, train_step
         from configs import common
-        from experiments import _setup
 
         config = common.get_config()
         config.model.update(
@@ -44,21 +42,89 @@ class TrainStep:
             implementation=self.implementation,
             selection_gradient=self.selection_gradient,
         )
-        mesh = sharding.make_mesh(1, devices=[device])
-        make_model = _setup.model_maker(config, _NUM_ITEMS)
-        optimizer = _setup.make_optimizer(config, num_steps=10_000)
-        graphdef, _ = train_step.abstract_params(make_model, mesh)
-        state = train_step.abstract_state(make_model, optimizer, mesh)
-        step = train_step.make_train_step(
-            graphdef,
-            optimizer,
-            mesh,
-            state,
-            num_items=_NUM_ITEMS,
-            loss_chunk=config.train.loss_chunk,
+        return _build(config, (1, self.length), _NUM_ITEMS, device)
+
+
+@dataclasses.dataclass(frozen=True)
+class DefaultStep:
+    """One step of the model that configs/common.py describes, in f32, by the Triton kernels.
+
+    Attributes:
+      remat: "none" or "block".
+      rows: of a batch.
+      length: tokens in a row.
+      num_items: size of the catalogue.
+    """
+
+    remat: str = "none"
+    rows: int = 64
+    length: int = 16384
+    num_items: int = 10_000
+
+    def __str__(self) -> str:
+        return f"default_step-{self.remat}-{self.rows}x{self.length}-items{self.num_items}"
+
+    def build(self, device: Any) -> tuple[Callable, tuple]:
+        """See `Program`."""
+        from configs import common
+
+        config = common.get_config()
+        config.model.update(max_length=self.length, implementation="triton", remat=self.remat)
+        return _build(config, (self.rows, self.length), self.num_items, device)
+
+
+def _build(config: Any, shape: tuple[int, int], num_items: int, device: Any):
+    from blossom_jax import losses, sharding, train_step
+    from experiments import _setup
+
+    mesh = sharding.make_mesh(1, devices=[device])
+    make_model = _setup.model_maker(config, num_items)
+    optimizer = _setup.make_optimizer(config, num_steps=10_000)
+    graphdef, _ = train_step.abstract_params(make_model, mesh)
+    state = train_step.abstract_state(make_model, optimizer, mesh)
+    loss = losses.make_loss(_setup.loss_config(config), num_items=num_items, mesh=mesh)
+    step = train_step.make_train_step(graphdef, optimizer, mesh, state, loss)
+    row = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
+    seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=sharding.replicated(mesh))
+    return step, (state, {"item_ids": row, "targets": row, "positions": row}, seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossGradient:
+    """The cross-entropy over a whole catalogue, with its gradients.
+
+    Attributes:
+      dtype: of the output of the model.
+      items: size of the catalogue.
+      tokens: that have a target.
+      hidden_size: M.
+    """
+
+    dtype: str = "bfloat16"
+    items: int = 1_000_000
+    tokens: int = 65_536
+    hidden_size: int = 128
+
+    def __str__(self) -> str:
+        return f"loss-{self.dtype}-items{self.items}-tokens{self.tokens}-M{self.hidden_size}"
+
+    def build(self, device: Any) -> tuple[Callable, tuple]:
+        """See `Program`."""
+        del device
+        from blossom_jax import losses
+
+        rows = -(-(self.items + 1) // 128) * 128  # as in the model
+
+        def loss_and_gradients(hidden, table, targets):
+            loss = losses.make_loss(losses.LossConfig(), num_items=self.items)
+
+            def total(hidden, table):
+                return loss(hidden, table, targets, None)[0]
+
+            return jax.value_and_grad(total, argnums=(0, 1))(hidden, table)
+
+        return loss_and_gradients, (
+            jax.ShapeDtypeStruct((self.tokens, self.hidden_size), self.dtype),
+            jax.ShapeDtypeStruct((rows, self.hidden_size), jnp.float32),
+            jax.ShapeDtypeStruct((self.tokens,), jnp.int32),
         )
-        row = jax.ShapeDtypeStruct(
-            (1, self.length), jnp.int32, sharding=sharding.batch_sharding(mesh)
-        )
-        seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=sharding.replicated(mesh))
-        return step, (state, {"item_ids": row, "targets": row, "positions": row}, seed)

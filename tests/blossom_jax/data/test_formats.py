@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 from blossom_jax.data.column_formats import UNNAMED, Columns
-from blossom_jax.data.formats import FORMATS, guess_format, read_table
+from blossom_jax.data.formats import FORMATS, guess_format, scan_table
+from blossom_jax.data.interactions import from_table
 from blossom_jax.errors import UserError
 
 NAMED = Columns("u", "i", "t")
@@ -32,6 +33,14 @@ GOOD = {
     "tsv": ("u\ti\tt\na\tx\t10\na\ty\t30\nb\tx\t20\n", NAMED),
     "yelp_json": ("\n\n".join(json.dumps({"stars": 5.0, **row}) for row in YELP), UNNAMED),
 }
+
+
+def read_table(*arguments):
+    """Reads all of a log, with its times in seconds."""
+    table = scan_table(*arguments).collect()
+    if "time" not in table.columns:
+        return table
+    return table.with_columns(pl.col("time").dt.epoch("us").floordiv(1_000_000))
 
 
 def _write(folder, text, name="log.txt"):
@@ -103,9 +112,9 @@ def test_times(tmp_path, written, seconds):
 
 def test_fractions_of_a_second_keep_their_order(tmp_path):
     path = _write(tmp_path, "a late 5.9\na early 5.1\na first 4.0\na tie 5.1\n")
-    table = read_table(path, "user_item_time")
-    assert table["item"].to_list() == ["first", "early", "tie", "late"]
-    assert table["time"].to_list() == [4, 5, 5, 5]
+    log = from_table(scan_table(path, "user_item_time"), name="small")
+    assert log.item_ids[log.items - 1].tolist() == ["first", "early", "tie", "late"]
+    assert log.times.tolist() == [4, 5, 5, 5]
 
 
 @pytest.mark.parametrize(

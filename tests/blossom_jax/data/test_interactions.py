@@ -11,7 +11,8 @@ import polars as pl
 import pytest
 from hypothesis import strategies as st
 
-from blossom_jax.data.interactions import from_table, load, save
+from blossom_jax.data import coding, event_parts, ragged
+from blossom_jax.data.interactions import from_table, load, prepare, save
 from blossom_jax.errors import UserError
 
 
@@ -149,6 +150,55 @@ def test_too_short_says_what_dropped_how_many():
 def test_bad_options(options, words):
     with pytest.raises(UserError, match=words):
         _log(ROWS, **options)
+
+
+def _assert_same_content(log, other):
+    for field in ("items", "times", "offsets", "user_ids", "item_ids"):
+        np.testing.assert_array_equal(getattr(log, field), getattr(other, field))
+    assert (log.content_hash, log.card) == (other.content_hash, other.card)
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize("repeats", ["keep", "drop_consecutive", "latest"])
+def test_log_in_many_parts_on_disk_is_the_log_in_one(monkeypatch, tmp_path, repeats, newest_first):
+    rng = np.random.default_rng(0)
+    skewed = ((n * rng.random(400) ** 3).astype(int).tolist() for n in (20, 30, 100))
+    table = _table([(f"u{u}", f"i{i}", t) for u, i, t in zip(*skewed, strict=True)])
+    options = {"repeats": repeats, "newest_first": newest_first, "name": "log"}
+    options |= {"min_user_events": 6, "min_item_events": 4}
+    whole = from_table(table, **options)
+    monkeypatch.setattr(event_parts, "PART_EVENTS", 50)
+    monkeypatch.setattr(coding, "_BATCH_EVENTS", 7)
+    table.write_parquet(tmp_path / "log.parquet")
+    scanned = pl.scan_parquet(tmp_path / "log.parquet")
+    in_parts = prepare(scanned, tmp_path / "log", **options)
+    _assert_same_content(in_parts, whole)
+    assert sorted(os.listdir(tmp_path)) == ["log", "log.parquet"]
+    assert 0 < whole.num_events < 400
+
+
+def test_newest_first_reverses_file_order():
+    reverse = _table(ROWS).reverse()
+    _assert_same_content(from_table(reverse, name="small", newest_first=True), _log(ROWS))
+
+
+def test_fractions_of_a_second_count_in_the_order():
+    rows = [("u", "b", 1_500_000), ("u", "a", 1_200_000), ("u", "c", 2_000_000)]
+    table = _table(rows).with_columns(pl.col("time").cast(pl.Datetime("us")))
+    log = from_table(table, name="small")
+    assert _histories(log) == {"u": ["a", "b", "c"]} and log.times.tolist() == [1, 1, 2]
+
+
+@pytest.mark.parametrize("slab", [1, 7, 2**20])
+def test_stretches_are_read_a_slab_at_a_time(monkeypatch, slab):
+    monkeypatch.setattr(ragged, "_SLAB", slab)
+    log = _log(ROWS)
+    begin, end = np.array([0, 1, 6]), np.array([3, 1, 7])
+    parts = list(log.stretches(begin, end))
+    owner, items = (np.concatenate(column) for column in zip(*parts, strict=True))
+    assert owner.tolist() == [0, 0, 0, 2]
+    assert items.tolist() == [*log.items[:3], log.items[6]]
+    assert len(parts) == {1: 2, 7: 1, 2**20: 1}[slab]
 
 
 def test_id_with_a_line_break_is_refused():

@@ -86,3 +86,18 @@ def test_smallest_sizes_work_and_smaller_ones_are_refused():
         (name,) = sizes
         with pytest.raises(UserError, match=f"{name}={sizes[name]} (must be )?at"):
             synthetic.generate(**{**smallest, **sizes})
+
+
+def test_histories_of_several_lengths_all_end_on_a_question():
+    table = synthetic.generate_lengths(
+        history_lengths=(64, 256), events_of_each=700, num_items=100, seed=0
+    )
+    histories = table.group_by("user", maintain_order=True).agg("item")["item"].to_list()
+    assert [len(history) for history in histories] == [64] * 10 + [256] * 2
+    assert table["user"].n_unique() == 12
+    for history in histories:
+        assert _kinds(history[-3:]) == ["question", "answer", "answer"]
+        choice = dict(item.split("-")[1:] for item in history[: synthetic.TRAITS])
+        for answer in history[-2:]:
+            assert answer.split("-")[2] == choice[answer.split("-")[1]]
+        assert _kinds(history).count("question") == 4

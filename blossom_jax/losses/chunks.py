@@ -1,0 +1,109 @@
+"""What all losses share: chunks of the tokens, the rows of one device, gradients formed at once."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from blossom_jax import sharding
+
+
+def sum_with_gradients(
+    loss: Callable[..., jax.Array],
+    loss_and_gradients: Callable[..., tuple[jax.Array, tuple[jax.Array, jax.Array]]],
+    mesh: jax.sharding.Mesh | None,
+    specs: tuple[jax.sharding.PartitionSpec, ...],
+) -> Callable[..., jax.Array]:
+    """Makes a differentiable sum over tokens of functions that each device runs on its own part.
+
+    The cotangent of a sum is one number, so its gradients are formed together with it, and the
+    backward pass only scales them.
+
+    Args:
+      loss: `(hidden, table, *others) -> f32 sum`, summed over all devices.
+      loss_and_gradients: Of the same; returns the sum and the gradients of the first two, each
+        summed over those devices that have another part of it.
+      mesh: Devices over which `hidden` ("data") and `table` ("model") are split by rows. None =
+        everything is on one device.
+      specs: How the other arguments are split. They get no gradient.
+    """
+
+    def on_all_devices(function, out_specs):
+        if mesh is None:
+            return function
+        return jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=(sharding.ROWS, sharding.TABLE_ROWS, *specs),
+            out_specs=out_specs,
+            check_vma=False,  # it serves differentiation, and nothing differentiates this
+        )
+
+    @jax.custom_vjp
+    def run(*arrays):
+        return on_all_devices(loss, sharding.EVERYWHERE)(*arrays)
+
+    def forward(*arrays):
+        out_specs = (sharding.EVERYWHERE, (sharding.ROWS, sharding.TABLE_ROWS))
+        return on_all_devices(loss_and_gradients, out_specs)(*arrays)
+
+    def backward(gradients, cotangent):
+        scaled = (gradient * cotangent.astype(gradient.dtype) for gradient in gradients)
+        return *scaled, *(None for _ in specs)
+
+    run.defvjp(forward, backward)
+    return run
+
+
+def over_chunks(
+    add_chunk: Callable[[Any, jax.Array], Any], sums: Any, targets: jax.Array, chunk: int
+) -> Any:
+    """Adds up chunks of the tokens that have a target.
+
+    Args:
+      add_chunk: `(sums, tokens) -> sums`, where `tokens` holds the places of `chunk` tokens; past
+        the last one with a target it holds the number of all tokens.
+      sums: Where to begin.
+      targets: int32[T], 0 where there is none.
+      chunk: Tokens in a chunk.
+    """
+    num_tokens = targets.shape[0]
+    chunk = min(chunk, num_tokens)
+    has_target = targets > 0
+    padded = -(-num_tokens // chunk) * chunk
+    (tokens,) = jnp.nonzero(has_target, size=padded, fill_value=num_tokens)
+
+    def step(i, sums):
+        return add_chunk(sums, lax.dynamic_slice_in_dim(tokens, i * chunk, chunk))
+
+    return lax.fori_loop(0, -(-jnp.sum(has_target) // chunk), step, sums)
+
+
+def own_rows(
+    items: jax.Array, num_rows: int, mesh: jax.sharding.Mesh | None
+) -> tuple[jax.Array, jax.Array]:
+    """Finds items among the rows of the table that this device has.
+
+    Args:
+      items: int32, of any shape; 0 = none.
+      num_rows: Rows on each device.
+      mesh: As in `sum_with_gradients`.
+
+    Returns:
+      The item in the device's first row, and the row of each of `items`: `num_rows`, and thus
+      outside, where another device has it, or none.
+    """
+    first = 0 if mesh is None else num_rows * lax.axis_index(sharding.MODEL)
+    is_here = (items > 0) & (items >= first)
+    return jnp.asarray(first), jnp.where(is_here, items - first, num_rows)
+
+
+def sum_over(axis: str, x: jax.Array, mesh: jax.sharding.Mesh | None) -> jax.Array:
+    """Adds up over the devices along one axis of the mesh."""
+    return x if mesh is None else lax.psum(x, axis)
+
+
+dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

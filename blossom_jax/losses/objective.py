@@ -1,0 +1,140 @@
+"""The loss that a config names, as one function of tokens and item table."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+
+from blossom_jax.errors import UserError
+from blossom_jax.losses import negatives, sampled
+from blossom_jax.losses.cross_entropy import full_cross_entropy
+
+FULL = "cross_entropy"
+SAMPLED = ("sampled_softmax", "gbce", "bce", "bpr")
+NEGATIVES = ("uniform", "popularity")
+
+Loss = Callable[..., tuple[jax.Array, jax.Array]]  # see `make_loss`
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """What is minimised.
+
+    Attributes:
+      loss: "cross_entropy" over the whole catalogue; or by sampled negatives "sampled_softmax",
+        "gbce", "bce" or "bpr", see `sampled`.
+      loss_chunk: Tokens whose logits exist at once, at most.
+      label_smoothing: See `full_cross_entropy`; of "cross_entropy" alone.
+      num_negatives: K, samples of a token.
+      negatives: "uniform", all items alike, or "popularity", as often as they occur in training.
+      shared_negatives: Whether one draw serves all tokens of a step, or each token has its own.
+      gbce_t: See `sampled.gbce_beta`; of "gbce" alone.
+
+    Raises:
+      UserError: A value out of its range, or one that the loss would not heed.
+    """
+
+    loss: str = FULL
+    loss_chunk: int = 1024
+    label_smoothing: float = 0.0
+    num_negatives: int = 256
+    negatives: str = "uniform"
+    shared_negatives: bool = True
+    gbce_t: float = 0.75
+
+    def __post_init__(self):
+        _check_name("loss", self.loss, (FULL, *SAMPLED))
+        _check_name("negatives", self.negatives, NEGATIVES)
+        for name in ("loss_chunk", "num_negatives"):
+            value = getattr(self, name)
+            _check(value >= 1, f"train.{name} must be at least 1, got {value}")
+        smoothing, t = self.label_smoothing, self.gbce_t
+        _check(0 <= smoothing < 1, f"train.label_smoothing must lie in [0, 1), got {smoothing}")
+        _check(0 <= t <= 1, f"train.gbce_t must lie in [0, 1], got {t}")
+        _check(
+            self.loss == FULL or smoothing == 0,
+            f"train.label_smoothing={smoothing} is of train.loss={FULL} alone: set it to 0, or "
+            f"choose that loss instead of {self.loss}",
+        )
+
+    @property
+    def by_popularity(self) -> bool:
+        """Whether the loss must be told how often each item occurs."""
+        return self.loss in SAMPLED and self.negatives == "popularity"
+
+
+def make_loss(config: LossConfig, *, num_items: int, mesh: jax.sharding.Mesh | None = None) -> Loss:
+    """Returns `(hidden, table, targets, key, cumulative_counts=None) -> (sum, count)`.
+
+    It takes the output of the model [T, M]; the item table [R, M], item k in row k; int32[T], the
+    item that follows each token, 0 where there is none; a key that decides which negatives are
+    drawn, where any are; and, where `config.by_popularity`, what `negatives.cumulative_counts`
+    made. It returns the sum over the tokens that have a target, and their number.
+
+    Args:
+      config: Which loss.
+      num_items: V, size of the catalogue; rows of the table beyond it are no items.
+      mesh: As in `full_cross_entropy`.
+
+    Raises:
+      UserError: gBCE with more samples than there are other items.
+    """
+    if config.loss == FULL:
+        return functools.partial(_full, config=config, num_items=num_items, mesh=mesh)
+    _check(
+        config.loss != "gbce" or config.num_negatives < num_items,
+        f"train.num_negatives={config.num_negatives} must be below the {num_items} items of the "
+        "catalogue for train.loss=gbce: lower it, or choose train.loss=cross_entropy, which "
+        "compares with all of them",
+    )
+    return functools.partial(_sampled, config=config, num_items=num_items, mesh=mesh)
+
+
+def _full(hidden, table, targets, key, cumulative_counts=None, *, config, num_items, mesh):
+    del key, cumulative_counts
+    return full_cross_entropy(
+        hidden,
+        table,
+        targets,
+        num_items=num_items,
+        chunk=config.loss_chunk,
+        label_smoothing=config.label_smoothing,
+        mesh=mesh,
+    )
+
+
+def _sampled(hidden, table, targets, key, cumulative_counts=None, *, config, num_items, mesh):
+    shape = (1 if config.shared_negatives else len(targets), config.num_negatives)
+    items = negatives.draw(key, shape, num_items, cumulative_counts)
+    return sampled.sampled_loss(
+        hidden,
+        table,
+        targets,
+        items,
+        negatives.log_probability(items, num_items, cumulative_counts),
+        formula=_formula(config, num_items),
+        chunk=config.loss_chunk,
+        mesh=mesh,
+    )
+
+
+def _formula(config: LossConfig, num_items: int) -> sampled.Formula:
+    if config.loss == "sampled_softmax":
+        return sampled.sampled_softmax
+    if config.loss == "bpr":
+        return sampled.bayesian_personalized_ranking
+    if config.loss == "bce":
+        return sampled.binary_cross_entropy
+    beta = sampled.gbce_beta(config.num_negatives, num_items, config.gbce_t)
+    return functools.partial(sampled.binary_cross_entropy, beta=beta)
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise UserError(message)
+
+
+def _check_name(field: str, name: str, known: tuple[str, ...]) -> None:
+    shown = ", ".join(repr(each) for each in known)
+    _check(name in known, f"train.{field} must be one of {shown}, got {name!r}")

@@ -1,0 +1,217 @@
+"""What `loss` and `step` share: sizes that grow one at a time, and what is told of each."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from blossom_jax import memory
+from experiments.benchmark import measure, plot
+
+PLAIN = "plain"  # all logits at once
+
+
+class Program(NamedTuple):
+    """A contender made ready to run at some sizes.
+
+    Attributes:
+      call: Runs it; returns what can be waited for.
+      compiled: What XLA made of it.
+    """
+
+    call: Callable[[], Any]
+    compiled: jax.stages.Compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What is measured.
+
+    Attributes:
+      items: Size of the catalogue.
+      rows: Histories in a batch.
+      length: Events of each; every one has a target.
+      hidden_size: M.
+      dtype: Of activations.
+      num_negatives: K.
+    """
+
+    items: int
+    rows: int
+    length: int
+    hidden_size: int
+    dtype: str
+    num_negatives: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a batch."""
+        return self.rows * self.length
+
+
+Contender = Callable[[Sizes], Program]
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, lengths: tuple[int, ...]) -> None:
+    """Adds the options of both benchmarks."""
+    add = parser.add_argument
+    measure.add_arguments(parser)
+    add("--json", metavar="FILE", help="also write the lines of JSON here")
+    add("--plot", metavar="FILE", help="draw time and memory against both sizes (.svg, .png, .pdf)")
+    add(
+        "--items",
+        type=measure.positives,
+        default=(10**4, 10**5, 10**6),
+        help="catalogues, at the first length",
+    )
+    add("--lengths", type=measure.positives, default=lengths, help="at the first catalogue")
+    add("--rows", type=measure.positive, default=8, help="histories in a batch")
+    add("--hidden-size", type=measure.positive, default=64)
+    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--num-negatives", type=measure.positive, default=256, help="of losses by samples")
+
+
+def read(arguments: argparse.Namespace) -> list[Sizes]:
+    """Returns the sizes that the options ask for: first every catalogue, then the other lengths."""
+    fields = ("rows", "hidden_size", "dtype", "num_negatives")
+    rest = {name: getattr(arguments, name) for name in fields}
+    items, lengths = arguments.items, arguments.lengths
+    grown = [(each, lengths[0]) for each in items] + [(items[0], each) for each in lengths[1:]]
+    return [Sizes(items=i, length=length, **rest) for i, length in grown]
+
+
+def run(
+    benchmark: str, chosen: Mapping[str, Contender], arguments: argparse.Namespace, title: str
+) -> None:
+    """Measures every contender at every size, prints a table and draws a plot.
+
+    Args:
+      benchmark: Its name.
+      chosen: Contenders by name.
+      arguments: Of the command line.
+      title: Of the plot.
+    """
+    report = measure.Report(benchmark, arguments.json, arguments.commit)
+    for sizes in read(arguments):
+        compare(benchmark, chosen, sizes, arguments.rounds, report)
+    print_table(benchmark, report.records)
+    if arguments.plot:
+        draw(benchmark, report.records, title, arguments.plot)
+
+
+def compare(
+    kind: str,
+    chosen: Mapping[str, Contender],
+    sizes: Sizes,
+    rounds: int,
+    report: measure.Report,
+) -> None:
+    """Measures all contenders at one size, and reports each.
+
+    `program_bytes` is all that a program holds at once by the compiler's plan, and
+    `temporary_bytes` is what of it is neither input nor output. `logits_bytes` is what all logits
+    take in the dtype of the activations. `speedup` and `memory_ratio` say by other contender how
+    many times as much time and program memory that one takes. `error` says why there are no
+    seconds.
+
+    Args:
+      kind: Field of the contender's name.
+      chosen: Contenders by name.
+      sizes: Of the call.
+      rounds: As in `measure.medians`.
+      report: Where measurements are added.
+    """
+    failed: dict[str, str] = {}
+    programs: dict[str, Program] = {}
+    for name, prepare in chosen.items():
+        try:
+            programs[name] = prepare(sizes)
+        except Exception as error:  # the others go on
+            failed[name] = measure.reason(error)
+    held = {name: memory.program_bytes(each.compiled) for name, each in programs.items()}
+    failed |= _too_large(held)
+    calls = {name: each.call for name, each in programs.items() if name not in failed}
+    seconds = measure.medians(calls, rounds, failed)
+    for name in chosen:
+        found = programs.get(name)
+        report.add(
+            **{kind: name},
+            **dataclasses.asdict(sizes),
+            seconds=seconds.get(name),
+            speedup=measure.times_of_others(name, seconds, chosen),
+            program_bytes=held.get(name),
+            temporary_bytes=found and found.compiled.memory_analysis().temp_size_in_bytes,
+            memory_ratio=measure.times_of_others(name, held, chosen),
+            logits_bytes=sizes.tokens * sizes.items * jnp.dtype(sizes.dtype).itemsize,
+            error=failed.get(name),
+        )
+
+
+def _too_large(held: Mapping[str, int]) -> dict[str, str]:
+    limit = memory.available_bytes(jax.local_devices())
+    if jax.default_backend() == "cpu":
+        limit //= 2  # a host that runs out kills the process; a GPU says so
+    text = "too large: needs {:,} bytes, the limit is {:,}"
+    return {name: text.format(size, limit) for name, size in held.items() if size > limit}
+
+
+def print_table(kind: str, records: list[dict]) -> None:
+    """Prints what was measured, then what was not and why."""
+
+    def row(record):
+        temporary = record["temporary_bytes"]
+        return (
+            record[kind],
+            f"{record['items']:,}",
+            f"{record['rows']} x {record['length']:,}",
+            f"{record['seconds'] * 1e3:,.1f}",
+            measure.shown_ratio(record["speedup"].get(PLAIN)),
+            f"{record['program_bytes'] / 2**20:,.1f}",
+            f"{temporary / 2**20:,.1f}",
+            f"{temporary / record['logits_bytes']:.2%}",
+        )
+
+    header = [kind, "items", "rows x length", "ms", f"vs {PLAIN}"]
+    header += ["MiB", "temporary MiB", "of all logits"]
+    measure.print_table(header, map(row, (r for r in records if r["seconds"])))
+    for record in records:
+        if record["error"]:
+            sizes = f"{record['items']:,} items, {record['rows']} x {record['length']:,}"
+            print(f"{record[kind]} at {sizes}: {record['error']}")
+
+
+def draw(kind: str, records: list[dict], title: str, path: str) -> None:
+    """Draws time and memory against the catalogue and, where it varies, against length.
+
+    Args:
+      kind: Field of the contender's name.
+      records: From `compare`.
+      title: Begins the plot's title.
+      path: File to write; its suffix names the format.
+
+    Raises:
+      UserError: As in `plot.draw`.
+    """
+    first = records[0]
+    panels = []
+    for x, fixed, label in (
+        ("items", "length", "items of the catalogue, rows of {length:,} events"),
+        ("length", "items", "history length, events, of {items:,} items"),
+    ):
+        some = [record for record in records if record[fixed] == first[fixed]]
+        if len({record[x] for record in some}) > 1 or x == "items":
+            against = (some, x, label.format(**first), 10 if x == "items" else 2)
+            panels += [
+                plot.Panel(*against, "seconds", 1e-3, "Time, ms"),
+                plot.Panel(*against, "temporary_bytes", 2**20, "Temporary memory, MiB"),
+            ]
+    about = f"{first['rows']} rows, hidden size {first['hidden_size']}, {first['dtype']}"
+    is_ours = {record[kind]: record[kind] != PLAIN for record in records}
+    plot.draw_panels(panels, kind, is_ours, _label, f"{title}: {about}", path)
+
+
+def _label(name: str) -> str:
+    return "all logits at once" if name == PLAIN else name.replace("_", " ")
