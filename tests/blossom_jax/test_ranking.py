@@ -140,7 +140,7 @@ def test_best_places_over_several_batches():
 
 def test_memory_is_bounded_by_the_chunk():
     def temporary_bytes(rows, chunk):
-        shapes = (128, 16), (rows, 16), (128,), (128, 64), (128, 100)
+        shapes = (128, 16), (rows, 16), (128,), (128, 64), (128, 4, 100)
         dtypes = jnp.float32, jnp.float32, *[jnp.int32] * 3
         arrays = map(jax.ShapeDtypeStruct, shapes, dtypes)
         compiled = jax.jit(rank_targets, static_argnums=5).lower(
