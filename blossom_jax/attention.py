@@ -115,6 +115,27 @@ class BlossomAttention(Attention):
             attended = self._short_term(q, k, v, positions)
         return attended.reshape(x.shape)
 
+    def decide(
+        self, x: Float[Array, "B L M"], positions: Int[Array, "B L"]
+    ) -> dict[str, Float[Array, "B L H 2"] | Int[Array, "B L G N"]]:
+        """Returns what is decided for each token on the way to the result of a call.
+
+        Args:
+          x: Activations.
+          positions: As in the call.
+
+        Returns:
+          {"gates": weights of the (long-term, short-term) path in each head, "slots": the blocks
+          that are selected, as `block_selection` numbers them}; of a single path, its own alone.
+        """
+        decisions = {}
+        if self.config.attention == "blossom":
+            decisions["gates"] = self.gates(x)
+        if self.config.attention != "stis":
+            q, k, _ = split_heads(self.qkv(x), positions, self.config)
+            decisions["slots"], _ = self._select(q, k, positions)
+        return decisions
+
     def gates(self, x: Float[Array, "B L M"]) -> Float[Array, "B L H 2"]:
         """Returns the weights of the (long-term, short-term) path in each head, in f32."""
         shape = (*x.shape[:2], self.config.num_heads, 2)

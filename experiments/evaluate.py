@@ -34,7 +34,7 @@ from blossom_jax import evaluate as ranking
 from blossom_jax.errors import UserError
 from blossom_jax.train_step import abstract_params
 from blossom_jax.trained_model import TrainedModel
-from experiments import _cli, _evaluation, _histories, _results, _setup, _workdir
+from experiments import _cli, _evaluation, _histories, _protocol, _results, _setup, _workdir
 
 
 def main(argv: Sequence[str]) -> None:
@@ -100,6 +100,7 @@ def evaluate(
         "popularity": evaluation.popularity(),
         "by_length": evaluation.by_length(ranks),
         "by_popularity": evaluation.by_popularity(ranks),
+        "protocol": _protocol.make_card(asked.config, asked.interactions, asked.split),
     }
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from blossom_jax import metrics
 from blossom_jax.data import from_table, interactions
 from blossom_jax.errors import UserError
-from experiments import _workdir, evaluate, train
+from experiments import _ranks, _workdir, evaluate, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIZES = {
@@ -113,6 +114,29 @@ def test_results_hold_what_is_needed_to_judge_them(whole):
         assert sum(bucket["num_users"] for bucket in results[buckets]) == 56
     assert results["protocol"]["test"]["users"] == 56
     assert results["data"]["content_hash"]
+
+
+def test_the_protocol_is_saved_and_printed(whole):
+    workdir, printed = whole
+    results = results_of(workdir)
+    card = results["protocol"]
+    assert card["data_hash"] == results["data"]["content_hash"]
+    assert card["commit"] == results["commit"]
+    assert (card["rule"], card["negatives"]["number"]) == ("leave_one_out", 10)
+    shown = printed[printed.index("\nprotocol\n") :]
+    for protocol in ("full", "full_keep", "uni10", "uni10_unseen", "pop10", "pop10_unseen"):
+        assert f"{protocol}/recall@10" in results["test"]
+        assert f"\n  {protocol}  " in shown
+    assert card["data_hash"][:16] in shown and "56 users" in shown
+
+
+def test_the_rank_of_every_target_is_saved(whole):
+    workdir, _ = whole
+    for protocol in ("full", "pop10_unseen"):
+        users, ranks = _ranks.read(workdir, protocol)
+        assert len(users) == 56
+        expected = results_of(workdir)["test"][f"{protocol}/ndcg@10"]
+        assert metrics.gains_from_ranks(ranks, "ndcg@10").mean() == pytest.approx(expected)
 
 
 def test_metrics_are_logged_as_often_as_asked(whole):
