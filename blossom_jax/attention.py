@@ -9,9 +9,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from blossom_jax import layers, sharding
-from blossom_jax.compression import KeyCompressor
-from blossom_jax.config import ModelConfig
+from blossom_jax import layers, selectors, sharding
+from blossom_jax.compression import KeyCompressor, mean_keys
+from blossom_jax.config import SCORED, SUMMARIES, ModelConfig
+from blossom_jax.summary_attention import summary_attention
 from pallas_kernels import block_selection, blossom_attention, power_attention, selected_attention
 from pallas_kernels.positions import sequence_start
 
@@ -37,92 +38,154 @@ def rotate(x: Float[Array, "B L heads D"], positions: Int[Array, "B L"]) -> Arra
     return turned.reshape(x.shape).astype(x.dtype)
 
 
-class BlossomAttention(nnx.Module):
-    """Long-term and short-term sparse attention fused by a gate (arXiv 2512.13368), or one path.
+class Attention(nnx.Module):
+    """Projects tokens to queries, keys and values, mixes the values, and projects back.
 
-    `config.attention` chooses: "blossom" for both and the gate; "ltis" or "stis" for that path
-    alone, which has no gate (and, for "stis", no compressor).
+    What attends defines `mix` and the maps `qkv` and `out`. They are apart so that a block may
+    treat queries, keys and values in its own way before, as HSTU's does.
     """
 
-    def __init__(
-        self, config: ModelConfig, *, gate_bias: tuple[float, float] = (0.0, 0.0), rngs: nnx.Rngs
-    ):
-        """Initialises the parameters.
+    qkv: nnx.Linear
+    out: nnx.Linear
 
-        Args:
-          config: Sizes and switches.
-          gate_bias: Initial bias of the (long-term, short-term) gates. The authors' full model
-            starts at 0, their attention alone at (-2, 2).
-          rngs: Source of the initial weights.
-        """
-        hidden, num_heads = config.hidden_size, config.num_heads
-        self.config = config
-        self.qkv = _qkv_projection(config, rngs)
-        if config.attention == "blossom":
-            self.gate = layers.linear(hidden, num_heads * 2, config, rngs=rngs)
-            self.gate.bias.set_value(jnp.tile(jnp.array(gate_bias, jnp.float32), num_heads))
-        if config.attention != "stis":
-            self.compressor = KeyCompressor(config, rngs=rngs)
-        self.out = layers.linear(hidden, hidden, config, use_bias=False, rngs=rngs)
-
-    def __call__(
-        self, x: Float[Array, "B L M"], positions: Int[Array, "B L"], *, packed: bool = True
+    def mix(
+        self,
+        x: Float[Array, "B L M"],
+        qkv: Float[Array, "B L heads_D"],
+        positions: Int[Array, "B L"],
+        *,
+        packed: bool = True,
     ) -> Float[Array, "B L M"]:
         """Attends inside each sequence.
 
         Args:
-          x: Activations.
+          x: Activations; a gate may read them.
+          qkv: Queries, keys and values of all heads, before their rotation.
           positions: int32, position of each token inside its own sequence, -1 at padding.
-          packed: Without effect, since packed rows cost these paths nothing; `DenseAttention`
-            gains from knowing.
+          packed: Whether a row may hold several sequences. False promises one, from the row's
+            first token on, from which only dense attention gains: cuDNN can serve it.
 
         Returns:
-          Activations in the config's dtype, zero at padding.
+          The attended values in the config's dtype, zero at padding.
         """
-        q, k, v = split_heads(self.qkv(x), positions, self.config)
+        raise NotImplementedError
+
+    def __call__(
+        self, x: Float[Array, "B L M"], positions: Int[Array, "B L"], *, packed: bool = True
+    ) -> Float[Array, "B L M"]:
+        """Projects, attends inside each sequence as `mix` does, and projects back."""
+        return self.out(self.mix(x, self.qkv(x), positions, packed=packed))
+
+
+class BlossomAttention(Attention):
+    """Long-term and short-term sparse attention fused by a gate (arXiv 2512.13368), or one path.
+
+    `config.attention` chooses: "blossom" for both and the gate; "ltis" or "stis" for that path
+    alone, which has no gate (and, for "stis", no compressor). There is a compressor only where
+    `config.selector` names it, and a gate's layer only where `config.gate` is learned.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        """Initialises the parameters.
+
+        Args:
+          config: Sizes and switches.
+          rngs: Source of the initial weights.
+        """
+        hidden, num_heads = config.hidden_size, config.num_heads
+        self.config = config
+        self.qkv = qkv_projection(config, rngs)
+        if config.attention == "blossom" and config.gate == "learned":
+            self.gate = layers.linear(hidden, num_heads * 2, config, rngs=rngs)
+            bias = jnp.array([config.gate_bias_ltis, config.gate_bias_stis], jnp.float32)
+            self.gate.bias.set_value(jnp.tile(bias, num_heads))
+        if config.attention != "stis" and config.selector == "compressor":
+            self.compressor = KeyCompressor(config, rngs=rngs)
+        self.out = layers.linear(hidden, hidden, config, use_bias=False, rngs=rngs)
+
+    def mix(self, x, qkv, positions, *, packed=True):
+        """Attends inside each sequence; packed rows cost these paths nothing."""
+        del packed
+        q, k, v = split_heads(qkv, positions, self.config)
         if self.config.attention == "blossom":
             attended = self._both_paths(q, k, v, self.gates(x), positions)
         elif self.config.attention == "ltis":
             attended = self._long_term(q, k, v, positions)
         else:
             attended = self._short_term(q, k, v, positions)
-        return self.out(attended.reshape(x.shape))
+        return attended.reshape(x.shape)
+
+    def decide(
+        self, x: Float[Array, "B L M"], positions: Int[Array, "B L"]
+    ) -> dict[str, Float[Array, "B L H 2"] | Int[Array, "B L G N"]]:
+        """Returns what is decided for each token on the way to the result of a call.
+
+        Args:
+          x: Activations.
+          positions: As in the call.
+
+        Returns:
+          {"gates": weights of the (long-term, short-term) path in each head, "slots": the blocks
+          that are selected, as `block_selection` numbers them}; of a single path, its own alone.
+        """
+        decisions = {}
+        if self.config.attention == "blossom":
+            decisions["gates"] = self.gates(x)
+        if self.config.attention != "stis":
+            q, k, _ = split_heads(self.qkv(x), positions, self.config)
+            decisions["slots"], _ = self._select(q, k, positions)
+        return decisions
 
     def gates(self, x: Float[Array, "B L M"]) -> Float[Array, "B L H 2"]:
         """Returns the weights of the (long-term, short-term) path in each head, in f32."""
-        logits = self.gate(x).astype(jnp.float32)
-        return jax.nn.sigmoid(logits).reshape(*x.shape[:2], self.config.num_heads, 2)
+        shape = (*x.shape[:2], self.config.num_heads, 2)
+        if self.config.gate == "learned":
+            return jax.nn.sigmoid(self.gate(x).astype(jnp.float32)).reshape(shape)
+        return jnp.full(shape, 1.0 if self.config.gate == "sum" else 0.5)
 
     def _both_paths(self, q, k, v, gate, positions):
+        if self.config.selector not in SCORED:  # the fused op scores blocks itself
+            long_term = self._long_term(q, k, v, positions)
+            short_term = self._short_term(q, k, v, positions)
+            return (gate[..., :1] * long_term + gate[..., 1:] * short_term).astype(q.dtype)
         attend = functools.partial(
             blossom_attention,
-            block_size=self.config.selection_block_size,
-            num_selected=self.config.num_selected_blocks,
             window=self.config.window,
             mask_own_block=self._mask_own_block,
             selection_gradient=self.config.selection_gradient,
             max_history=self.config.max_length,
+            **self._selection_sizes,
             **self._causal_and_implementation,
         )
         summary_keys = self._summary_keys(k, positions)
         return sharding.by_rows(attend)(q, k, v, summary_keys, gate, positions)
 
     def _long_term(self, q, k, v, positions):
-        select = functools.partial(
-            block_selection,
-            block_size=self.config.selection_block_size,
-            num_selected=self.config.num_selected_blocks,
-            mask_own_block=self._mask_own_block,
-            **self._causal_and_implementation,
-        )
+        if number := SUMMARIES.get(self.config.selector):
+            summarize = functools.partial(
+                summary_attention, num_summaries=number, **self._selection_sizes
+            )
+            return sharding.by_rows(summarize)(q, k, v, positions)
         attend = functools.partial(
             selected_attention,
             block_size=self.config.selection_block_size,
             selection_gradient=self.config.selection_gradient,
             **self._causal_and_implementation,
         )
-        selected = sharding.by_rows(select)(q, self._summary_keys(k, positions), positions)
+        selected = self._select(q, k, positions)
         return sharding.by_rows(attend)(q, k, v, *selected, positions)
+
+    def _select(self, q, k, positions):
+        if self.config.selector not in SCORED:
+            select = functools.partial(selectors.select_by_rule, config=self.config)
+            return sharding.by_rows(select)(q, k, positions)
+        select = functools.partial(
+            block_selection,
+            mask_own_block=self._mask_own_block,
+            **self._selection_sizes,
+            **self._causal_and_implementation,
+        )
+        return sharding.by_rows(select)(q, self._summary_keys(k, positions), positions)
 
     def _short_term(self, q, k, v, positions):
         attend = functools.partial(
@@ -134,9 +197,19 @@ class BlossomAttention(nnx.Module):
         return sharding.by_rows(attend)(q, k, v, positions)
 
     def _summary_keys(self, k, positions):
-        keys = self.compressor(k, positions)
+        if self.config.selector == "mean":
+            keys = mean_keys(k, positions, block_size=self.config.selection_block_size)
+        else:
+            keys = self.compressor(k, positions)
         trains = self.config.selection_gradient != "none"
         return keys if trains else jax.lax.stop_gradient(keys)
+
+    @property
+    def _selection_sizes(self) -> dict:
+        return {
+            "block_size": self.config.selection_block_size,
+            "num_selected": self.config.num_selected_blocks,
+        }
 
     @property
     def _mask_own_block(self) -> bool:
@@ -149,7 +222,7 @@ class BlossomAttention(nnx.Module):
         return {"causal": self.config.causal, "implementation": implementation}
 
 
-class DenseAttention(nnx.Module):
+class DenseAttention(Attention):
     """Attention to every earlier token of the sequence: what BlossomRec is compared with."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
@@ -161,27 +234,28 @@ class DenseAttention(nnx.Module):
         """
         hidden = config.hidden_size
         self.config = config
-        self.qkv = _qkv_projection(config, rngs)
+        self.qkv = qkv_projection(config, rngs)
         self.out = layers.linear(hidden, hidden, config, use_bias=False, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "B L M"], positions: Int[Array, "B L"], *, packed: bool = True
-    ) -> Float[Array, "B L M"]:
+    def mix(self, x, qkv, positions, *, packed=True):
         """Attends inside each sequence.
-
-        Args:
-          x: Activations.
-          positions: int32, position of each token inside its own sequence, -1 at padding.
-          packed: Whether a row may hold several sequences. False promises one, from the row's
-            first token on, which cuDNN can serve.
-
-        Returns:
-          Activations in the config's dtype, zero at padding.
 
         Raises:
           NotImplementedError: cuDNN was asked for by name and the rows are packed.
         """
-        q, k, v = split_heads(self.qkv(x), positions, self.config)
+        q, k, v = split_heads(qkv, positions, self.config)
+        return self.attend(q, k, v, positions, packed=packed).reshape(x.shape)
+
+    def attend(
+        self,
+        q: Float[Array, "B L H D"],
+        k: Float[Array, "B L G D"],
+        v: Float[Array, "B L G D"],
+        positions: Int[Array, "B L"],
+        *,
+        packed: bool,
+    ) -> Float[Array, "B L H D"]:
+        """Attends to every token of the own sequence, or to those before; zero at padding."""
         real = positions >= 0
         if self.implementation(packed=packed) == "cudnn":
             length = jnp.maximum(real.sum(-1, dtype=jnp.int32), 1)  # softmax needs one key
@@ -194,12 +268,11 @@ class DenseAttention(nnx.Module):
         else:
             masking = {
                 "implementation": "xla",
-                "mask": _segment_mask(positions, self.config.causal),
+                "mask": segment_mask(positions, self.config.causal),
             }
         with jax.default_matmul_precision(self.config.precision.name.lower()):
             attended = jax.nn.dot_product_attention(q, k, v, **masking)
-        attended = jnp.where(real[:, :, None, None], attended, 0)
-        return self.out(attended.reshape(x.shape))
+        return jnp.where(real[:, :, None, None], attended, 0)
 
     def implementation(self, *, packed: bool) -> str:
         """Says what serves a call here: "cudnn" or "xla"; the log says it too, once.
@@ -207,7 +280,7 @@ class DenseAttention(nnx.Module):
         Args:
           packed: As in the call.
         """
-        named = self.config.implementation
+        named = self.config.implementation if self.config.attention == "dense" else ""
         if named == "cudnn" and packed:
             raise NotImplementedError("cuDNN has no segment mask: it cannot serve packed=True")
         chosen = named or ("cudnn" if not packed and _cudnn_runs(self.config) else "xla")
@@ -215,12 +288,8 @@ class DenseAttention(nnx.Module):
         return chosen
 
 
-def make_attention(config: ModelConfig, *, rngs: nnx.Rngs) -> BlossomAttention | DenseAttention:
-    """Builds the attention that `config.attention` names."""
-    return (DenseAttention if config.attention == "dense" else BlossomAttention)(config, rngs=rngs)
-
-
-def _qkv_projection(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear:
+def qkv_projection(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear:
+    """Builds the map from activations to queries, keys and values of all heads."""
     heads = config.num_heads + 2 * config.num_kv_heads
     width = heads * config.head_size
     return layers.linear(config.hidden_size, width, config, use_bias=False, rngs=rngs)
@@ -229,14 +298,19 @@ def _qkv_projection(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear:
 def split_heads(
     qkv: Float[Array, "B L heads_D"], positions: Int[Array, "B L"], config: ModelConfig
 ) -> tuple[Float[Array, "B L H D"], Float[Array, "B L G D"], Float[Array, "B L G D"]]:
-    """Splits a projection into queries, keys and values; rotates queries and keys."""
+    """Splits what `qkv_projection` gave into queries, keys and values.
+
+    With `config.positions="rope"`, queries and keys are rotated.
+    """
     h, g = config.num_heads, config.num_kv_heads
     heads = qkv.reshape(*qkv.shape[:2], h + 2 * g, config.head_size)
-    rotated = rotate(heads[:, :, : h + g], positions)
-    return rotated[:, :, :h], rotated[:, :, h:], heads[:, :, h + g :]
+    q_and_k = heads[:, :, : h + g]
+    if config.positions == "rope":
+        q_and_k = rotate(q_and_k, positions)
+    return q_and_k[:, :, :h], q_and_k[:, :, h:], heads[:, :, h + g :]
 
 
-def _segment_mask(positions: Int[Array, "B L"], causal: bool) -> Bool[Array, "B 1 L L"]:
+def segment_mask(positions: Int[Array, "B L"], causal: bool) -> Bool[Array, "B 1 L L"]:
     """Tells which key (last axis) stands in the query's own sequence, and not after it."""
     start = sequence_start(positions)
     mask = (start[:, :, None] == start[:, None]) & (positions >= 0)[:, None]

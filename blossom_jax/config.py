@@ -1,6 +1,7 @@
 """The sizes and switches of a model, checked once where they come in."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,19 +9,41 @@ import jax.numpy as jnp
 from blossom_jax.errors import UserError
 from pallas_kernels import checks, dispatch
 
-ATTENTIONS = ("blossom", "ltis", "stis", "dense")
+BLOCKS = ("post_norm", "pre_norm", "hstu", "plain")
+RECURRENT = ("gru", "mamba")  # mix tokens one after another: no queries and keys, the past alone
+ATTENTIONS = ("blossom", "ltis", "stis", "dense", "dense_gated", "linear", "silu", *RECURRENT)
+SCORED = ("compressor", "mean")  # selectors that score a block by a summary key
+SUMMARIES = {"summary4": 4, "summary16": 16}  # averages that take the place of selected tokens
+SELECTORS = (*SCORED, "recent", "random", "oracle", *SUMMARIES)
+GATES = ("learned", "sum", "average")
+POSITIONS = ("rope", "learned", "none")
+OBJECTIVES = ("next", "masked")
 DTYPES = ("float32", "bfloat16")
-DENSE_IMPLEMENTATIONS = ("xla", "cudnn")
 REMATS = ("none", "block")
+# Of the attention ops by name; attentions that are not listed take those of `pallas_kernels`.
+_PLAIN_JAX = dict.fromkeys(("linear", "silu", *RECURRENT), ("xla",))
+_IMPLEMENTATIONS = {"dense": ("xla", "cudnn"), **_PLAIN_JAX}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and switches of `BlossomRec` (arXiv 2512.13368).
+    """Sizes and switches of `BlossomRec` (arXiv 2512.13368) and of the baselines.
+
+    What mixes the tokens, the block around it, and how the model is told where a token stands are
+    choices of their own: whatever is not refused here works together.
 
     Attributes:
-      attention: "blossom" (both paths and the gate), "ltis" or "stis" (that path alone, no gate),
-        or "dense" (full attention: the SASRec twin).
+      block: "post_norm" (the paper's), "pre_norm" (SASRec as published, arXiv 1808.09781), "hstu"
+        (arXiv 2402.17152), or "plain" (nothing around what mixes the tokens).
+      attention: What mixes the tokens. "blossom" (both paths and the gate), "ltis" or "stis" (that
+        path alone, no gate), "dense" (full attention: the SASRec twin), "dense_gated" (full
+        attention in place of the long-term path, gated with the short-term one), "linear" (LinRec,
+        arXiv 2411.01537), "silu" (HSTU's), or no attention at all: "gru" (GRU4Rec, arXiv
+        1511.06939), "mamba" (Mamba4Rec, arXiv 2403.03900).
+      positions: "rope" turns queries and keys, "learned" adds a vector for each position to the
+        embeddings, "none" does neither.
+      objective: What a hidden state predicts: the "next" item, or, with "masked", what a mask token
+        hides (BERT4Rec, arXiv 1904.06690).
       hidden_size: M, width of the residual stream and of the item embedding.
       inner_size: width of the feed-forward layer.
       num_layers: transformer blocks.
@@ -31,14 +54,23 @@ class ModelConfig:
       selection_block_size: S, tokens in a block of the long-term path.
       num_selected_blocks: N, blocks that a query selects.
       window: W, most recent tokens on the short-term path.
-      max_length: longest history; a promise that positions stay below it.
+      max_length: longest history; a promise that positions stay below it. A mask token counts.
       selection_gradient: "none" (as released: the compressor never trains) or "straight_through".
+      selector: what chooses the N blocks: "compressor" (the paper's) or "mean" (a block's average
+        key) score them; "recent" (a plain window), "random" and "oracle" (what dense attention
+        weighs most) are rules, see `selectors.py`; "summary4" and "summary16" choose none, see
+        `summary_attention.py`. Each query attends as many keys with any of them.
+      selector_seed: of "random".
+      gate: of the two paths: "learned", or none: their "sum" or "average".
+      gate_bias_ltis: initial bias of the learned gate on the long-term path; the authors' full
+        model starts at 0, their attention alone at -2, and 2 on the other.
+      gate_bias_stis: likewise on the short-term path.
       dropout: rate after attention and after feed-forward.
       embedding_dropout: rate after the embedding's layer norm.
       causal: whether a token sees only its past.
       dtype: of the computation, "float32" or "bfloat16"; parameters are float32 always.
-      implementation: of the attention ops, see `pallas_kernels`; of "dense", "xla" or "cudnn"; an
-        empty string lets the fastest that runs here be chosen.
+      implementation: of the attention ops, see `pallas_kernels`; of "dense", "xla" or "cudnn"; of
+        what has one only, "xla"; an empty string lets the fastest that runs here be chosen.
       remat: "none", or "block": the backward pass computes each transformer block anew from its
         input, instead of keeping what is inside (https://arxiv.org/abs/1604.06174).
       layer_norm_epsilon: added to the variance.
@@ -48,7 +80,10 @@ class ModelConfig:
       UserError: A value out of its range, or sizes that do not fit together.
     """
 
+    block: str = "post_norm"
     attention: str = "blossom"
+    positions: str = "rope"
+    objective: str = "next"
     hidden_size: int = 64
     inner_size: int = 256
     num_layers: int = 2
@@ -61,6 +96,11 @@ class ModelConfig:
     window: int = 8
     max_length: int = 50
     selection_gradient: str = "none"
+    selector: str = "compressor"
+    selector_seed: int = 0
+    gate: str = "learned"
+    gate_bias_ltis: float = 0.0
+    gate_bias_stis: float = 0.0
     dropout: float = 0.2
     embedding_dropout: float = 0.2
     causal: bool = True
@@ -73,18 +113,45 @@ class ModelConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             if field.type is int or field.type == "int":
-                value = getattr(self, field.name)
-                _check(value >= 1, f"model.{field.name} must be at least 1, got {value}")
+                value, least = getattr(self, field.name), int(field.name != "selector_seed")
+                _check(value >= least, f"model.{field.name} must be at least {least}, got {value}")
         self._check_names()
+        self._check_combination()
         self._check_sizes()
+        self._check_selector()
 
     def _check_names(self):
+        _check_name("block", self.block, BLOCKS)
         _check_name("attention", self.attention, ATTENTIONS)
+        _check_name("positions", self.positions, POSITIONS)
+        _check_name("objective", self.objective, OBJECTIVES)
         _check_name("selection_gradient", self.selection_gradient, checks.SELECTION_GRADIENTS)
+        _check_name("selector", self.selector, SELECTORS)
+        _check_name("gate", self.gate, GATES)
         _check_name("dtype", self.dtype, DTYPES)
         _check_name("remat", self.remat, REMATS)
-        known = DENSE_IMPLEMENTATIONS if self.attention == "dense" else dispatch.NAMES
+        known = _IMPLEMENTATIONS.get(self.attention, dispatch.NAMES)
         _check_name("implementation", self.implementation, ("", *known))
+
+    def _check_combination(self):
+        attention = f"model.attention={self.attention!r}"
+        if self.attention in RECURRENT:
+            _check(
+                self.positions != "rope",
+                f"model.positions='rope' turns queries and keys; {attention} has none: "
+                "choose 'none' or 'learned'",
+            )
+            _check(
+                self.block != "hstu",
+                f"model.block='hstu' needs queries; {attention} has none: choose another block",
+            )
+            _check(self.causal, f"{attention} reads forward alone: model.causal must be true")
+        if self.objective == "masked":
+            _check(
+                not self.causal,
+                "model.objective='masked' predicts an event from both its sides: "
+                "model.causal must be false",
+            )
 
     def _check_sizes(self):
         _check_divides("hidden_size", self.hidden_size, "num_heads", self.num_heads)
@@ -92,7 +159,7 @@ class ModelConfig:
         block, stride = self.selection_block_size, self.compress_stride
         _check_divides("selection_block_size", block, "compress_stride", stride)
         _check(
-            self.head_size % 2 == 0,
+            self.positions != "rope" or self.head_size % 2 == 0,
             "rotary positions turn pairs: model.hidden_size / model.num_heads must be even, "
             f"got {self.hidden_size} / {self.num_heads}",
         )
@@ -106,6 +173,39 @@ class ModelConfig:
             _check(0 <= rate < 1, f"model.{name} must lie in [0, 1), got {rate}")
         epsilon = self.layer_norm_epsilon
         _check(epsilon > 0, f"model.layer_norm_epsilon must be positive, got {epsilon}")
+
+    def _check_selector(self):
+        _check(
+            self.causal or self.selector in SCORED,
+            f"model.selector={self.selector!r} looks back alone: model.causal must be true, or "
+            f"model.selector one of {', '.join(map(repr, SCORED))}",
+        )
+        spent, kept = SUMMARIES.get(self.selector, 0), self.num_selected_keys
+        _check(
+            spent <= kept,
+            f"model.selector={self.selector!r} puts {spent} averages in place of selected tokens, "
+            "of which there are model.num_selected_blocks x model.selection_block_size = "
+            f"{kept}: raise one of these",
+        )
+        for name in ("gate_bias_ltis", "gate_bias_stis"):
+            bias = getattr(self, name)
+            _check(math.isfinite(bias), f"model.{name} must be finite, got {bias}")
+
+    @property
+    def num_selected_keys(self) -> int:
+        """N S, the keys of a query's selected blocks."""
+        return self.num_selected_blocks * self.selection_block_size
+
+    @property
+    def name(self) -> str:
+        """Says in a few words what is not the paper's: "pre_norm dense", or "blossom" alone."""
+        parts = (self.objective, "next"), (self.block, "post_norm"), (self.attention, "")
+        return " ".join(value for value, default in parts if value != default)
+
+    @property
+    def history_length(self) -> int:
+        """Events of a history that the model reads at most; an appended mask takes one's place."""
+        return self.max_length - (self.objective == "masked")
 
     @property
     def head_size(self) -> int:

@@ -75,7 +75,7 @@ def _write(model: TrainedModel, folder: pathlib.Path, card: str) -> None:
         "step": model.step,
         "data": model.data,
         "num_items": model.catalogue.num_items,
-        "lengths": lengths(model.model_config.max_length),
+        "lengths": lengths(model.model_config.history_length),
         "platforms": PLATFORMS,
     }
     config = model.config | {trained_model.EXPORT: section}
@@ -108,12 +108,11 @@ def program(model: TrainedModel) -> jax.export.Exported:
     graphdef = nnx.graphdef(nnx.eval_shape(model_maker(config, model.catalogue.num_items, 0)))
     tree = jax.tree.structure(model.params)
     names = list(trained_model.named(model.params))
-    sizes = lengths(config.max_length)
+    sizes = lengths(config.history_length)
 
     def score_row(params, item_ids, positions):  # [l] each
         merged = nnx.merge(graphdef, jax.tree.unflatten(tree, [params[name] for name in names]))
-        hidden = merged(item_ids[None], positions[None], packed=False)[0]
-        return merged.scores(hidden[jnp.argmax(positions)])
+        return merged.scores(merged.encode_next(item_ids[None], positions[None])[0])
 
     def branch(length):
         def score_rows(params, item_ids, positions):

@@ -34,7 +34,8 @@ class Model:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
         items = json.loads((directory / "items.json").read_text(encoding="utf-8"))
         self.item_ids, self.counts = items["item_ids"], np.array(items["counts"])
-        self.max_length, self._lengths = config["model"]["max_length"], config["export"]["lengths"]
+        self._lengths = config["export"]["lengths"]
+        self.max_length = self._lengths[-1]
         self._numbers = {raw: number for number, raw in enumerate(self.item_ids, start=1)}
         with np.load(directory / "params.npz") as arrays:
             self.params = {name: jax.device_put(arrays[name]) for name in arrays.files}

@@ -72,10 +72,20 @@ def check(config: ModelConfig, max_events: int) -> None:
             f"model.attention={config.attention!r} cannot take one event at a time; those that can "
             f"are {', '.join(map(repr, _ATTEND))}"
         )
+    if (config.block, config.positions) != ("post_norm", "rope"):
+        raise UserError(
+            "one event at a time needs model.block='post_norm' and model.positions='rope', got "
+            f"{config.block!r} and {config.positions!r}"
+        )
     if not config.causal:
         raise UserError(
             "model.causal=False: each new event changes what was computed of the earlier ones, so "
             "there is no step; encode the whole history instead"
+        )
+    if config.attention != "stis" and config.selector != "compressor":
+        raise UserError(
+            f"model.selector={config.selector!r} cannot take one event at a time: encode the whole "
+            "history instead, or use 'compressor'"
         )
     block = config.selection_block_size
     if not block <= max_events <= config.max_length:

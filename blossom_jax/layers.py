@@ -1,5 +1,7 @@
 """The layers around attention: linear maps, layer norm, dropout and feed-forward."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -48,16 +50,28 @@ class LayerNorm(nnx.LayerNorm):
         return super().__call__(x).astype(self.out_dtype)
 
 
-class FeedForward(nnx.Module):
-    """Two linear maps with the exact GELU between them."""
+def exact_gelu(x: Float[Array, "*n M"]) -> Float[Array, "*n M"]:
+    """Computes GELU by the error function, as PyTorch does."""
+    return nnx.gelu(x, approximate=False)
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+
+class FeedForward(nnx.Module):
+    """Two linear maps with an activation between them."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        activation: Callable[[Array], Array] = exact_gelu,
+        rngs: nnx.Rngs,
+    ):
+        self.activation = activation
         self.dense_1 = linear(config.hidden_size, config.inner_size, config, rngs=rngs)
         self.dense_2 = linear(config.inner_size, config.hidden_size, config, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L M"]) -> Float[Array, "B L M"]:
         """Maps every token alone."""
-        return self.dense_2(nnx.gelu(self.dense_1(x), approximate=False))
+        return self.dense_2(self.activation(self.dense_1(x)))
 
 
 def dropout(x: Float[Array, "*n M"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "*n M"]:

@@ -1,4 +1,7 @@
-"""BlossomRec: an item embedding, post-norm transformer blocks, and scores by the same embedding."""
+"""BlossomRec: an item embedding, blocks of attention, and scores by the same embedding.
+
+The baselines are the same model with another block, another attention or another objective.
+"""
 
 import functools
 from collections.abc import Callable
@@ -9,60 +12,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from blossom_jax import layers, sharding
-from blossom_jax.attention import make_attention
+from blossom_jax.baselines.masking import append_mask
+from blossom_jax.blocks import BLOCK_TYPES, make_block
 from blossom_jax.config import ModelConfig
 
-__all__ = ["BlossomRec", "EncoderLayer", "ModelConfig", "model_maker", "num_params"]
+__all__ = ["BlossomRec", "ModelConfig", "model_maker", "num_params"]
 
 _TABLE_ROWS_MULTIPLE = 128  # the table splits evenly over any number of devices up to this
-
-
-class EncoderLayer(nnx.Module):
-    """One post-norm transformer block."""
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        self.attention = make_attention(config, rngs=rngs)
-        self.dense = layers.linear(config.hidden_size, config.hidden_size, config, rngs=rngs)
-        self.attention_norm = layers.LayerNorm(config, rngs=rngs)
-        self.feed_forward = layers.FeedForward(config, rngs=rngs)
-        self.feed_forward_norm = layers.LayerNorm(config, rngs=rngs)
-
-    def __call__(
-        self,
-        x: Float[Array, "B L M"],
-        positions: Int[Array, "B L"],
-        *,
-        dropout_key: PRNGKeyArray | None = None,
-        packed: bool = True,
-    ) -> Float[Array, "B L M"]:
-        """Mixes the tokens of each sequence, then maps every token alone.
-
-        Args:
-          x: Activations.
-          positions: int32, position of each token inside its own sequence, -1 at padding.
-          dropout_key: None drops nothing.
-          packed: Whether a row may hold several sequences, see `DenseAttention`.
-        """
-        return self.finish(x, self.attention(x, positions, packed=packed), dropout_key=dropout_key)
-
-    def finish(
-        self,
-        x: Float[Array, "B L M"],
-        attended: Float[Array, "B L M"],
-        *,
-        dropout_key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "B L M"]:
-        """Does what follows the attention, to every token alone.
-
-        Args:
-          x: What came into the block.
-          attended: What its attention made of that.
-          dropout_key: None drops nothing.
-        """
-        rate, keys = self.config.dropout, layers.split_key(dropout_key, 2)
-        y = self.attention_norm(x + layers.dropout(self.dense(attended), rate, keys[0]))
-        return self.feed_forward_norm(y + layers.dropout(self.feed_forward(y), rate, keys[1]))
 
 
 class BlossomRec(nnx.Module):
@@ -78,13 +34,16 @@ class BlossomRec(nnx.Module):
         """
         self.config = config
         self.num_items = num_items
+        normalizes, hidden = BLOCK_TYPES[config.block].normalizes, config.hidden_size
         # Surplus rows are never read.
         rows = -(-(num_items + 1) // _TABLE_ROWS_MULTIPLE) * _TABLE_ROWS_MULTIPLE
-        self.item_embedding = nnx.Embed(
-            rows, config.hidden_size, embedding_init=layers.WEIGHT_INIT, rngs=rngs
-        )
-        self.embedding_norm = layers.LayerNorm(config, rngs=rngs)
-        self.layers = nnx.List([EncoderLayer(config, rngs=rngs) for _ in range(config.num_layers)])
+        self.item_embedding = _embedding(rows, hidden, rngs)
+        self.embedding_norm = layers.LayerNorm(config, rngs=rngs) if normalizes == "input" else None
+        self.layers = nnx.List([make_block(config, rngs=rngs) for _ in range(config.num_layers)])
+        self.output_norm = layers.LayerNorm(config, rngs=rngs) if normalizes == "output" else None
+        learned, masked = config.positions == "learned", config.objective == "masked"
+        self.position_embedding = _embedding(config.max_length, hidden, rngs) if learned else None
+        self.head = layers.linear(hidden, hidden, config, rngs=rngs) if masked else None
 
     def __call__(
         self,
@@ -97,7 +56,8 @@ class BlossomRec(nnx.Module):
         """Encodes every prefix of every sequence (or, not causal, every sequence as a whole).
 
         Args:
-          item_ids: Items in 1..num_items; whatever stands at padding is looked up and not used.
+          item_ids: Items in 1..num_items, 0 for a hidden event; whatever stands at padding is
+            looked up and not used.
           positions: int32, position of each token inside its own sequence, -1 at padding.
           dropout_key: Decides what dropout drops; None, as in evaluation, drops nothing.
           packed: Whether a row may hold several sequences. False promises that each row is one
@@ -107,12 +67,30 @@ class BlossomRec(nnx.Module):
           Hidden states in the config's dtype. Those at padding mean nothing.
         """
         embedding_key, *keys = layers.split_key(dropout_key, 1 + self.config.num_layers)
-        table = self.item_embedding.embedding[...]
-        x = self.embedding_norm(sharding.look_up(table, item_ids))
+        x = self._embed(item_ids, positions)
         x = layers.dropout(x, self.config.embedding_dropout, embedding_key)
         for layer, key in zip(self.layers, keys, strict=True):
             apply = functools.partial(layer, dropout_key=key, packed=packed)
             x = (jax.checkpoint(apply) if self.config.remat == "block" else apply)(x, positions)
+        return self._output(x)
+
+    def _embed(self, item_ids, positions):
+        """Looks items and positions up: [B, L, M]."""
+        x = sharding.look_up(self.item_embedding.embedding[...], item_ids)
+        if self.embedding_norm is None:
+            x *= self.config.hidden_size**0.5  # as SASRec and HSTU do
+        if self.position_embedding is not None:
+            x += self.position_embedding(jnp.maximum(positions, 0))
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        return x.astype(self.config.compute_dtype)
+
+    def _output(self, x):
+        """Does what follows the last block, to every token alone."""
+        if self.output_norm is not None:
+            x = self.output_norm(x)
+        if self.head is not None:
+            x = layers.exact_gelu(self.head(x))
         return x
 
     def encode_next(
@@ -124,19 +102,21 @@ class BlossomRec(nnx.Module):
 
         Args:
           item_ids: One history a row, from the row's first token on.
-          positions: 0, 1, ..., and -1 at padding.
+          positions: 0, 1, ..., and -1 at padding; at most `config.history_length` tokens a row.
 
         Returns:
           What `scores` takes. That of a row without tokens means nothing.
         """
+        if self.config.objective == "masked":
+            item_ids, positions = append_mask(item_ids, positions)
         *before, layer = self.layers
-        x = self.embedding_norm(sharding.look_up(self.item_embedding.embedding[...], item_ids))
+        x = self._embed(item_ids, positions)
         for each in before:
             x = each(x, positions, packed=False)
-        attended = layer.attention(x, positions, packed=False)
-        last = jnp.maximum(jnp.sum(positions >= 0, axis=1) - 1, 0)[:, None, None]
-        x, attended = (jnp.take_along_axis(a, last, axis=1) for a in (x, attended))
-        return layer.finish(x, attended)[:, 0]
+        mixed = layer.mix(x, positions, packed=False)
+        last = jnp.argmax(positions, axis=1)[:, None, None]
+        x, mixed = (jnp.take_along_axis(a, last, axis=1) for a in (x, mixed))
+        return self._output(layer.finish(x, mixed))[:, 0]
 
     def scores(self, hidden: Float[Array, "*n M"]) -> Float[Array, "*n items"]:
         """Scores every item as the next one.
@@ -164,6 +144,10 @@ def model_maker(config: ModelConfig, num_items: int, seed: int) -> Callable[[], 
       seed: Of the initial parameters.
     """
     return lambda: BlossomRec(config, num_items, rngs=nnx.Rngs(seed))
+
+
+def _embedding(rows: int, width: int, rngs: nnx.Rngs) -> nnx.Embed:
+    return nnx.Embed(rows, width, embedding_init=layers.WEIGHT_INIT, rngs=rngs)
 
 
 def num_params(model: BlossomRec) -> int:

@@ -68,7 +68,7 @@ class Recommender:
         self.catalogue = model.catalogue
         self._max_events = max_events
         self._sizes = {
-            "max_length": model.model_config.max_length,
+            "max_length": model.model_config.history_length,
             "batch_users": batch_users,
             "multiple_of": devices,
         }

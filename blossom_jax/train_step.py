@@ -8,6 +8,7 @@ import optax
 from flax import nnx
 
 from blossom_jax import sharding
+from blossom_jax.baselines.masking import hide_events
 from blossom_jax.losses import Loss
 
 # Folded into the key of a step for its negatives; dropout folds in small numbers.
@@ -82,6 +83,7 @@ def make_train_step(
     like: State,
     loss: Loss,
     *,
+    mask_probability: float = 0.0,
     packed: bool = True,
 ) -> jax.stages.Wrapped:
     """Returns the jitted step `(state, batch, seed, cumulative_counts=None) -> (state, metrics)`.
@@ -100,19 +102,27 @@ def make_train_step(
       mesh: Devices over which the batch, and the item table, are split.
       like: The state as ShapeDtypeStructs with the shardings that it keeps.
       loss: From `losses.make_loss`.
+      mask_probability: Of each event to be hidden, for a model with `objective="masked"`; its
+        targets are what is hidden, and the batch's are not read.
       packed: Whether a row may hold several histories, see `BlossomRec`.
     """
 
     def mean_loss(params, batch, key, cumulative_counts):
         model = nnx.merge(graphdef, params)
-        with sharding.traced_on(mesh):
-            hidden = model(  # [B, L, M]
-                batch["item_ids"], batch["positions"], dropout_key=key, packed=packed
+        item_ids, positions, targets = (
+            batch[name] for name in ("item_ids", "positions", "targets")
+        )
+        if model.config.objective == "masked":
+            key, mask_key = jax.random.split(key)
+            item_ids, targets = hide_events(
+                item_ids, positions, mask_key, probability=mask_probability
             )
+        with sharding.traced_on(mesh):
+            hidden = model(item_ids, positions, dropout_key=key, packed=packed)  # [B, L, M]
         total, count = loss(
             hidden.reshape(-1, hidden.shape[-1]),
             model.item_embedding.embedding[...],
-            batch["targets"].reshape(-1),
+            targets.reshape(-1),
             jax.random.fold_in(key, _NEGATIVES),
             cumulative_counts,
         )

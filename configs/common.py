@@ -22,7 +22,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.num_workers = 0  # processes that prepare batches; any number, the same batches
 
     config.model = ml_collections.ConfigDict()
+    config.model.block = "post_norm"  # | "pre_norm" | "hstu" | "plain" (nothing around attention)
     config.model.attention = "blossom"  # | "ltis" | "stis" (one path alone) | "dense"
+    # | "dense_gated" (dense instead of the long-term path) | "linear" | "silu" | "gru" | "mamba"
+    config.model.positions = "rope"  # | "learned" | "none"; "gru" and "mamba" cannot take "rope"
+    config.model.objective = "next"  # or "masked": predict hidden events; causal must be False then
     config.model.hidden_size = 64
     config.model.inner_size = 256
     config.model.num_layers = 2
@@ -35,6 +39,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.window = 8
     config.model.max_length = 50  # events that the model sees at most
     config.model.selection_gradient = "none"  # or "straight_through"
+    # What chooses the blocks. "compressor": as in the paper, trained only if selection_gradient is
+    # not "none"; "mean": by their average key. Controls: "recent": the last N; "random": N by lot,
+    # the same for all histories; "oracle": those of most dense attention (quadratic); "summary4",
+    # "summary16": none, but 4 or 16 averages of what lies before a window. As many keys with any.
+    config.model.selector = "compressor"
+    config.model.selector_seed = 0  # of "random"
+    config.model.gate = "learned"  # of the two paths; or none: their "sum", their "average"
+    config.model.gate_bias_ltis = 0.0  # initial bias of the learned gate: long-term path, and
+    config.model.gate_bias_stis = 0.0  # short-term path; the authors' attention alone has -2 and 2
     config.model.dropout = 0.2
     config.model.embedding_dropout = 0.2
     config.model.causal = True
@@ -50,6 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.batch_rows = 128  # packed rows a step, over all devices
     config.train.init_from = ""  # workdir of a run whose last checkpoint this one starts from
     config.train.target = "all"  # every position predicts its next item; or the "last" alone
+    config.train.mask_probability = 0.2  # of each event to be hidden, for model.objective="masked"
     config.train.learning_rate = 1e-3
     config.train.warmup_steps = 100
     config.train.schedule = "constant"  # after the warm-up; "cosine"; "wsd" falls in the last fifth

@@ -1,11 +1,13 @@
 """Builds what a config says about evaluation, for every command that measures a model."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
 
-from blossom_jax import buckets, data, evaluate, memory, metrics, popularity, sharding
+from blossom_jax import buckets, data, evaluate, memory, negatives, popularity, sharding
+from blossom_jax.config import ModelConfig
 from blossom_jax.data.evaluation_batches import evaluation_batches, evaluation_shapes
 from blossom_jax.errors import UserError
 
@@ -68,13 +70,13 @@ class Evaluation:
         self._targets = getattr(split, part)
         self._users = interactions, self._targets
         self._sizes = {
-            "max_length": config.model.max_length,
+            "max_length": ModelConfig(**config.model).history_length,
             "batch_users": config.eval.batch_users,
             "multiple_of": mesh.size,
         }
-        self._negatives = metrics.draw_negatives(
-            interactions.items[self._targets.target],
-            interactions.num_items,
+        self._negatives = negatives.draw(
+            *self._users,
+            popularity.item_counts(interactions, split),
             num=config.eval.num_negatives,
             seed=config.eval.negatives_seed,
         )
@@ -99,7 +101,7 @@ class Evaluation:
             for rows, length, seen in self._shapes
         )
         self._check_fits(other_bytes + at_least)
-        needed = evaluator.prepare(params, self._shapes, self._negatives.shape[1])
+        needed = evaluator.prepare(params, self._shapes, self._negatives.items.shape[1:])
         self._check_fits(other_bytes + needed)
 
     def _check_fits(self, bytes_per_device: int) -> None:
@@ -117,9 +119,24 @@ class Evaluation:
         )
         return evaluate.summarize(ranks, self._config.eval.ks)
 
-    def rank(self, evaluator: evaluate.Evaluator, params: Any) -> evaluate.Ranks:
-        """Ranks all targets by a model with some parameters."""
-        batches = evaluation_batches(*self._users, **self._sizes)
+    def rank(
+        self,
+        evaluator: evaluate.Evaluator,
+        params: Any,
+        *,
+        extend: Callable[[data.Targets, dict], dict] = lambda targets, batch: batch,
+    ) -> evaluate.Ranks:
+        """Ranks all targets by a model with some parameters.
+
+        Args:
+          evaluator: Of the model.
+          params: Likewise.
+          extend: Adds to a batch of these targets what its scores are made of besides.
+        """
+        batches = (
+            extend(self._targets, batch)
+            for batch in evaluation_batches(*self._users, **self._sizes)
+        )
         return evaluator(params, batches, self._negatives, with_coverage=self._with_coverage)
 
     def summarize(self, ranks: evaluate.Ranks) -> dict[str, float]:

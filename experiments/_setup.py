@@ -71,22 +71,49 @@ def make_stream(
     config: ml_collections.ConfigDict, interactions: data.Interactions, split: data.Split
 ) -> TrainStream:
     """Returns this host's part of the packed training batches."""
+    masked = config.model.objective == "masked"
+    target = "masked" if masked else config.train.target
     return TrainStream(
         interactions,
-        training_windows(interactions, split, config.model.max_length, config.train.target),
+        training_windows(interactions, split, config.model.max_length, target),
         row_length=config.data.row_length,
         batch_rows=config.train.batch_rows,
         seed=config.seed,
         num_workers=config.data.num_workers,
         host=jax.process_index(),
         num_hosts=jax.process_count(),
-        target=config.train.target,
+        target=target,
     )
+
+
+def check_objective(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError where what is to be predicted does not fit how it is trained."""
+    target, probability = config.train.target, config.train.mask_probability
+    if target not in ("all", "last"):
+        raise UserError(f"train.target must be 'all' or 'last', got {target!r}")
+    if not 0 < probability < 1:
+        raise UserError(f"train.mask_probability must lie between 0 and 1, got {probability}")
+    if config.model.objective == "masked":
+        if target != "all":
+            raise UserError(
+                f"train.target={target!r} is for model.objective='next': with 'masked', the hidden "
+                "events are the targets; leave train.target='all'"
+            )
+    elif target == "all" and not config.model.causal:
+        raise UserError(
+            "model.causal=false would show every token the item that it is to predict: "
+            "train.target must be 'last' then, or model.objective 'masked'"
+        )
+
+
+def model_config(config: ml_collections.ConfigDict) -> ModelConfig:
+    """Returns the section `config.model`, checked."""
+    return ModelConfig(**config.model)
 
 
 def model_maker(config: ml_collections.ConfigDict, num_items: int) -> Callable[[], BlossomRec]:
     """Returns a function that builds the model with its initial parameters."""
-    return model.model_maker(ModelConfig(**config.model), num_items, config.seed)
+    return model.model_maker(model_config(config), num_items, config.seed)
 
 
 def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Schedule:

@@ -35,7 +35,7 @@ def _imports(path):
     [
         ("pallas_kernels", r"(jax|jaxtyping|numpy|pallas_kernels)\b"),
         ("blossom_jax", r"(?!configs\b|experiments\b|tests\b|ml_collections\b)"),
-        ("configs", r"ml_collections\b|configs\.common\b"),
+        ("configs", r"ml_collections\b|configs\.(common|models)\b"),
         ("experiments", r"(?!tests\b)"),
     ],
     ids=PACKAGES,

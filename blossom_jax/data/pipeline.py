@@ -56,7 +56,8 @@ class TrainStream:
           num_workers: Processes that prepare batches; 0 = a thread of this one.
           host: Number of this host.
           num_hosts: Hosts that share each batch.
-          target: "all" inputs have a target, or only the "last" of each window.
+          target: "all" inputs have a target, or only the "last" of each window, or, with "masked",
+            none.
 
         Raises:
           UserError: `batch_rows` does not divide by `num_hosts`, or a window is longer than a row.

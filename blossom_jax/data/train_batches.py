@@ -68,7 +68,10 @@ class TrainBatches:
         length = self.windows.length[window]
         slot, position = ragged_arange(length)
         event = self.windows.begin[window][slot] + position
-        next_item = self.interactions.items[event + 1]
+        if self.target == "masked":  # the event after a window may not be trained on
+            next_item = np.zeros_like(event)
+        else:
+            next_item = self.interactions.items[event + 1]
         if self.target == "last":
             next_item = np.where(position == length[slot] - 1, next_item, 0)
         # Tokens come row by row and fill each row from the left: the order of a mask's elements.

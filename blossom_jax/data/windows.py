@@ -10,7 +10,7 @@ from blossom_jax.data.ragged import ragged_arange
 from blossom_jax.data.split import Split
 from blossom_jax.errors import UserError
 
-TARGETS = ("all", "last")
+TARGETS = ("all", "last", "masked")
 
 
 class Windows(NamedTuple):
@@ -38,11 +38,14 @@ def training_windows(
     starts anew in each window, in "last" it is always as long as `max_length` allows, at the price
     of as many tokens as the prefixes have.
 
+    With "masked", windows are as with "all", but they have no targets: whoever trains hides events
+    of them. So the last event of a training history is an input too.
+
     Args:
       interactions: A prepared log.
       split: Where each user's training history ends.
       max_length: Inputs in a window, at most.
-      target: "all" or "last".
+      target: "all", "last" or "masked".
 
     Returns:
       Windows user by user, in time order. Histories of fewer than two events have none.
@@ -56,8 +59,10 @@ def training_windows(
         raise UserError(f"train.target must be one of {TARGETS}: {target=}")
     first = interactions.offsets[:-1]
     num_inputs = np.maximum(split.train_end - first - 1, 0)  # the last event is only a target
+    if target == "masked":
+        num_inputs += num_inputs > 0
     # The last window ends with the history; the others end `stride` apart before it.
-    stride = max_length if target == "all" else 1
+    stride = 1 if target == "last" else max_length
     num_windows = -(-num_inputs // stride)
     user, k = ragged_arange(num_windows)
     end = (first + num_inputs)[user] - (num_windows[user] - 1 - k) * stride

@@ -232,6 +232,7 @@ def test_no_program_holds_anything_as_long_as_the_history():
     ("changes", "max_events", "message"),
     [
         ({"causal": False}, 38, "model.causal=False"),
+        ({"selector": "mean"}, 38, "model.selector='mean' cannot take one event at a time"),
         ({}, 3, "max_events=3 must lie between model.selection_block_size=4"),
         ({}, 39, "max_events=39 .* model.max_length=38"),
     ],

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from blossom_jax import layers
-from blossom_jax.attention import make_attention
 from blossom_jax.config import ModelConfig
+from blossom_jax.mixers import make_mixer
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
@@ -89,7 +89,7 @@ def test_feed_forward_is_the_exact_gelu_between_two_linear_maps():
 @pytest.mark.parametrize(("dtype", "exact"), [("float32", 4), ("bfloat16", 0)])
 def test_float32_asks_for_exact_products(dtype, exact):
     """A GPU rounds the inputs of f32 products to 10 bits unless it is told not to."""
-    module = make_attention(ModelConfig(attention="dense", dtype=dtype), rngs=nnx.Rngs(0))
+    module = make_mixer(ModelConfig(attention="dense", dtype=dtype), rngs=nnx.Rngs(0))
     inputs = jnp.ones((1, 4, 64), dtype), jnp.arange(4, dtype=jnp.int32)[None]
     program = str(jax.make_jaxpr(module)(*inputs))
     assert program.count("dot_general[") == 4  # qkv, logits, values, out

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from blossom_jax.config import ATTENTIONS
+from blossom_jax.config import ATTENTIONS, RECURRENT
 from blossom_jax.errors import UserError
 from blossom_jax.model import BlossomRec, ModelConfig, num_params
 
@@ -34,16 +34,17 @@ def inputs():
     return jnp.asarray(np.where(positions < 0, 0, item_ids), jnp.int32), jnp.asarray(positions)
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", [name for name in ATTENTIONS if name not in RECURRENT])
 def test_num_params(attention):
     m, i, v, d, heads, kv = 16, 24, NUM_ITEMS, 4, 4, 2
     qkv_and_out = m * (heads + 2 * kv) * d + m * m
     gate = m * heads * 2 + heads * 2
     window = SMALL["compress_block_size"] * d
     compressor = kv * window + window * (window + 1) + (window + 1) * d
-    own = {"blossom": gate + compressor, "ltis": compressor, "stis": 0, "dense": 0}[attention]
+    own = {"blossom": gate + compressor, "ltis": compressor, "dense_gated": gate}
+    own |= {"silu": 2 * SMALL["max_length"] - 1}
     around = m * (m + 1) + i * (m + 1) + m * (i + 1) + 4 * m
-    want = (v + 1) * m + 2 * m + 2 * (qkv_and_out + own + around)
+    want = (v + 1) * m + 2 * m + 2 * (qkv_and_out + own.get(attention, 0) + around)
     assert num_params(make(attention=attention)) == want
 
 
@@ -157,6 +158,20 @@ def test_every_dropout_of_a_step_drops_differently(monkeypatch):
         ({"selection_gradient": "soft"}, "one of 'none', 'straight_through', got 'soft'"),
         ({"dtype": "float16"}, "model.dtype must be one of 'float32', 'bfloat16', got 'float16'"),
         ({"implementation": "cudnn"}, "model.implementation must be one of '', 'reference'"),
+        ({"block": "norm"}, "model.block must be one of 'post_norm', 'pre_norm', 'hstu', 'plain'"),
+        ({"positions": "sine"}, "model.positions must be one of 'rope', 'learned', 'none'"),
+        ({"objective": "cloze"}, "model.objective must be one of 'next', 'masked', got 'cloze'"),
+        ({"attention": "gru"}, "model.attention='gru' has none: choose 'none' or 'learned'"),
+        (
+            {"attention": "mamba", "positions": "none", "block": "hstu"},
+            "model.block='hstu' needs queries; model.attention='mamba' has none",
+        ),
+        (
+            {"attention": "gru", "positions": "none", "causal": False},
+            "model.attention='gru' reads forward alone: model.causal must be true",
+        ),
+        ({"objective": "masked"}, "both its sides: model.causal must be false"),
+        ({"attention": "linear", "implementation": "triton"}, "one of '', 'xla', got 'triton'"),
         ({"attention": "dense", "implementation": "triton"}, "one of '', 'xla', 'cudnn'"),
         (
             {"hidden_size": 18},

@@ -51,6 +51,16 @@ def test_every_target_once_an_epoch(target):
         assert sorted(epoch[epoch > 0]) == trained
 
 
+def test_masked_has_every_trained_event_once_and_no_targets():
+    batches = stream(target="masked")
+    begins = LOG.offsets[:-1]
+    events = [np.arange(a, b) for a, b in zip(begins, SPLIT.train_end, strict=True) if b - a > 1]
+    epoch = take(batches, batches.steps_per_epoch)
+    items = np.stack([batch["item_ids"] for batch in epoch])
+    assert sorted(items[items > 0]) == (np.concatenate(events) + 1).tolist()
+    assert not any(batch["targets"].any() for batch in epoch)
+
+
 @pytest.mark.parametrize("target", ["all", "last"])
 def test_tokens_are_events_in_order_with_positions_from_0(target):
     batches = stream(target=target)

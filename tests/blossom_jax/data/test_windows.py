@@ -28,6 +28,11 @@ def test_last_has_a_window_for_every_prefix():
     assert windows_of([7], 3, "last") == [(0, 1), (0, 2), (0, 3), (1, 3)]
 
 
+def test_masked_has_the_last_event_too_and_needs_two():
+    assert windows_of([10], 3, "masked") == [(0, 2), (2, 3), (5, 3)]
+    assert windows_of([1, 2, 3, 4], 5, "masked") == [(1, 2), (6, 2)]
+
+
 def test_histories_without_a_pair_of_events_have_no_window():
     # 1 event; 2 events that train only; 3 of which 1 is trained on; 4 of which 2 are.
     assert windows_of([1, 2, 3, 4], 5) == [(1, 1), (6, 1)]

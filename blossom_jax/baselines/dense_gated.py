@@ -1,0 +1,42 @@
+"""Full attention in place of the long-term path: what selecting blocks costs, all else equal."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from blossom_jax import layers, sharding
+from blossom_jax.attention import DenseAttention, split_heads
+from blossom_jax.config import ModelConfig
+from pallas_kernels import power_attention
+
+
+class DenseGatedAttention(DenseAttention):
+    """Full and short-term attention, weighed by the gate of arXiv 2512.13368."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        """Initialises the parameters.
+
+        Args:
+          config: Sizes and switches.
+          rngs: Source of the initial weights.
+        """
+        super().__init__(config, rngs=rngs)
+        self.gate = layers.linear(config.hidden_size, config.num_heads * 2, config, rngs=rngs)
+
+    def mix(self, x, qkv, positions, *, packed=True):
+        """Attends on both paths inside each sequence."""
+        q, k, v = split_heads(qkv, positions, self.config)
+        long_term = self.attend(q, k, v, positions, packed=packed)
+        attend = functools.partial(
+            power_attention,
+            window=self.config.window,
+            max_history=self.config.max_length,
+            causal=self.config.causal,
+            implementation=self.config.implementation or None,
+        )
+        short_term = sharding.by_rows(attend)(q, k, v, positions)
+        gate = jax.nn.sigmoid(self.gate(x).astype(jnp.float32)).reshape(*q.shape[:3], 2)
+        fused = gate[..., :1] * long_term + gate[..., 1:] * short_term
+        return fused.astype(x.dtype).reshape(x.shape)

@@ -1,0 +1,52 @@
+"""What stands in results.json, of a model that was trained or of a ranking that was not."""
+
+import jax
+import ml_collections
+
+from blossom_jax import data
+from blossom_jax.evaluate import Ranks
+from experiments import _evaluation, _protocol, _workdir
+
+
+def make_record(
+    config: ml_collections.ConfigDict,
+    interactions: data.Interactions,
+    split: data.Split,
+    mesh: jax.sharding.Mesh,
+    test: _evaluation.Evaluation,
+    ranks: Ranks,
+    **measured,
+) -> dict:
+    """Returns what stands in results.json.
+
+    Args:
+      config: Of the run.
+      interactions: The log.
+      split: Of the log.
+      mesh: Devices that were used.
+      test: What was asked.
+      ranks: What the model answered.
+      **measured: By name, what only whoever ran the model knows.
+    """
+    return {
+        "dataset": interactions.name,
+        "num_users": interactions.num_users,
+        "num_items": interactions.num_items,
+        "seed": config.seed,
+        "jax": jax.__version__,
+        "device": device_name(mesh),
+        "commit": _workdir.git_commit(),
+        **measured,
+        "test": test.summarize(ranks),
+        "test_by_length": test.by_length(ranks),
+        "test_by_popularity": test.by_popularity(ranks),
+        "popularity": test.popularity(),
+        "protocol": _protocol.make_card(config, interactions, split),
+        "data": interactions.card,
+    }
+
+
+def device_name(mesh: jax.sharding.Mesh) -> str:
+    """Says how many devices there are, and of which kind."""
+    kind = mesh.devices.flat[0].device_kind
+    return kind if mesh.size == 1 else f"{mesh.size} x {kind}"
