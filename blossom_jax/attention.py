@@ -9,9 +9,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from blossom_jax import layers, sharding
-from blossom_jax.compression import KeyCompressor
-from blossom_jax.config import ModelConfig
+from blossom_jax import layers, selectors, sharding
+from blossom_jax.compression import KeyCompressor, mean_keys
+from blossom_jax.config import SCORED, SUMMARIES, ModelConfig
+from blossom_jax.summary_attention import summary_attention
 from pallas_kernels import block_selection, blossom_attention, power_attention, selected_attention
 from pallas_kernels.positions import sequence_start
 
@@ -80,27 +81,25 @@ class BlossomAttention(Attention):
     """Long-term and short-term sparse attention fused by a gate (arXiv 2512.13368), or one path.
 
     `config.attention` chooses: "blossom" for both and the gate; "ltis" or "stis" for that path
-    alone, which has no gate (and, for "stis", no compressor).
+    alone, which has no gate (and, for "stis", no compressor). There is a compressor only where
+    `config.selector` names it, and a gate's layer only where `config.gate` is learned.
     """
 
-    def __init__(
-        self, config: ModelConfig, *, gate_bias: tuple[float, float] = (0.0, 0.0), rngs: nnx.Rngs
-    ):
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         """Initialises the parameters.
 
         Args:
           config: Sizes and switches.
-          gate_bias: Initial bias of the (long-term, short-term) gates. The authors' full model
-            starts at 0, their attention alone at (-2, 2).
           rngs: Source of the initial weights.
         """
         hidden, num_heads = config.hidden_size, config.num_heads
         self.config = config
         self.qkv = qkv_projection(config, rngs)
-        if config.attention == "blossom":
+        if config.attention == "blossom" and config.gate == "learned":
             self.gate = layers.linear(hidden, num_heads * 2, config, rngs=rngs)
-            self.gate.bias.set_value(jnp.tile(jnp.array(gate_bias, jnp.float32), num_heads))
-        if config.attention != "stis":
+            bias = jnp.array([config.gate_bias_ltis, config.gate_bias_stis], jnp.float32)
+            self.gate.bias.set_value(jnp.tile(bias, num_heads))
+        if config.attention != "stis" and config.selector == "compressor":
             self.compressor = KeyCompressor(config, rngs=rngs)
         self.out = layers.linear(hidden, hidden, config, use_bias=False, rngs=rngs)
 
@@ -116,41 +115,77 @@ class BlossomAttention(Attention):
             attended = self._short_term(q, k, v, positions)
         return attended.reshape(x.shape)
 
+    def decide(
+        self, x: Float[Array, "B L M"], positions: Int[Array, "B L"]
+    ) -> dict[str, Float[Array, "B L H 2"] | Int[Array, "B L G N"]]:
+        """Returns what is decided for each token on the way to the result of a call.
+
+        Args:
+          x: Activations.
+          positions: As in the call.
+
+        Returns:
+          {"gates": weights of the (long-term, short-term) path in each head, "slots": the blocks
+          that are selected, as `block_selection` numbers them}; of a single path, its own alone.
+        """
+        decisions = {}
+        if self.config.attention == "blossom":
+            decisions["gates"] = self.gates(x)
+        if self.config.attention != "stis":
+            q, k, _ = split_heads(self.qkv(x), positions, self.config)
+            decisions["slots"], _ = self._select(q, k, positions)
+        return decisions
+
     def gates(self, x: Float[Array, "B L M"]) -> Float[Array, "B L H 2"]:
         """Returns the weights of the (long-term, short-term) path in each head, in f32."""
-        logits = self.gate(x).astype(jnp.float32)
-        return jax.nn.sigmoid(logits).reshape(*x.shape[:2], self.config.num_heads, 2)
+        shape = (*x.shape[:2], self.config.num_heads, 2)
+        if self.config.gate == "learned":
+            return jax.nn.sigmoid(self.gate(x).astype(jnp.float32)).reshape(shape)
+        return jnp.full(shape, 1.0 if self.config.gate == "sum" else 0.5)
 
     def _both_paths(self, q, k, v, gate, positions):
+        if self.config.selector not in SCORED:  # the fused op scores blocks itself
+            long_term = self._long_term(q, k, v, positions)
+            short_term = self._short_term(q, k, v, positions)
+            return (gate[..., :1] * long_term + gate[..., 1:] * short_term).astype(q.dtype)
         attend = functools.partial(
             blossom_attention,
-            block_size=self.config.selection_block_size,
-            num_selected=self.config.num_selected_blocks,
             window=self.config.window,
             mask_own_block=self._mask_own_block,
             selection_gradient=self.config.selection_gradient,
             max_history=self.config.max_length,
+            **self._selection_sizes,
             **self._causal_and_implementation,
         )
         summary_keys = self._summary_keys(k, positions)
         return sharding.by_rows(attend)(q, k, v, summary_keys, gate, positions)
 
     def _long_term(self, q, k, v, positions):
-        select = functools.partial(
-            block_selection,
-            block_size=self.config.selection_block_size,
-            num_selected=self.config.num_selected_blocks,
-            mask_own_block=self._mask_own_block,
-            **self._causal_and_implementation,
-        )
+        if number := SUMMARIES.get(self.config.selector):
+            summarize = functools.partial(
+                summary_attention, num_summaries=number, **self._selection_sizes
+            )
+            return sharding.by_rows(summarize)(q, k, v, positions)
         attend = functools.partial(
             selected_attention,
             block_size=self.config.selection_block_size,
             selection_gradient=self.config.selection_gradient,
             **self._causal_and_implementation,
         )
-        selected = sharding.by_rows(select)(q, self._summary_keys(k, positions), positions)
+        selected = self._select(q, k, positions)
         return sharding.by_rows(attend)(q, k, v, *selected, positions)
+
+    def _select(self, q, k, positions):
+        if self.config.selector not in SCORED:
+            select = functools.partial(selectors.select_by_rule, config=self.config)
+            return sharding.by_rows(select)(q, k, positions)
+        select = functools.partial(
+            block_selection,
+            mask_own_block=self._mask_own_block,
+            **self._selection_sizes,
+            **self._causal_and_implementation,
+        )
+        return sharding.by_rows(select)(q, self._summary_keys(k, positions), positions)
 
     def _short_term(self, q, k, v, positions):
         attend = functools.partial(
@@ -162,9 +197,19 @@ class BlossomAttention(Attention):
         return sharding.by_rows(attend)(q, k, v, positions)
 
     def _summary_keys(self, k, positions):
-        keys = self.compressor(k, positions)
+        if self.config.selector == "mean":
+            keys = mean_keys(k, positions, block_size=self.config.selection_block_size)
+        else:
+            keys = self.compressor(k, positions)
         trains = self.config.selection_gradient != "none"
         return keys if trains else jax.lax.stop_gradient(keys)
+
+    @property
+    def _selection_sizes(self) -> dict:
+        return {
+            "block_size": self.config.selection_block_size,
+            "num_selected": self.config.num_selected_blocks,
+        }
 
     @property
     def _mask_own_block(self) -> bool:

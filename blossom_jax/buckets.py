@@ -1,6 +1,5 @@
 """Metrics of similar users: by the length of their history, and by the popularity of the target."""
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -73,11 +72,9 @@ def _by(
 
 
 def _bucket(name, ranks, values, inside, ks):
-    protocols = ("full", "full_keep", "uniform")
-    chosen = {protocol: getattr(ranks, protocol)[inside] for protocol in protocols}
     return {
         f"min_{name}": int(values[inside].min()),
         f"max_{name}": int(values[inside].max()),
         "num_users": int(inside.sum()),
-        **summarize(dataclasses.replace(ranks, **chosen, best_places={}), ks),
+        **summarize(ranks.of_users(inside), ks),
     }

@@ -112,6 +112,30 @@ def summary_keys(
     return jnp.where((first_position >= 0)[..., None, None], keys, 0)
 
 
+def mean_keys(
+    k: Float[Array, "B L G D"], positions: Int[Array, "B L"], *, block_size: int
+) -> Float[Array, "B slots G D"]:
+    """Averages the keys of every complete block: a summary key without parameters.
+
+    Args:
+      k: Rotated keys.
+      positions: Position of each token inside its own sequence, -1 at padding.
+      block_size: S, tokens in a block.
+
+    Returns:
+      As `summary_keys`.
+    """
+    num_kv_heads, head_size = k.shape[2:]
+    return summary_keys(
+        k,
+        positions,
+        jnp.zeros((num_kv_heads, block_size, head_size), k.dtype),
+        lambda blocks: blocks.reshape(*blocks.shape[:-1], block_size, head_size).mean(-2),
+        block_size=block_size,
+        stride=block_size,
+    )
+
+
 def _compress_blocks(tokens, intra_block_positions, compress, *, block_size: int, stride: int):
     """Compresses the block that ends each row of tokens: [*n, G, T, D] -> [*n, G, D]."""
     *_, length, head_size = tokens.shape

@@ -1,6 +1,7 @@
 """The sizes and switches of a model, checked once where they come in."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,10 @@ from pallas_kernels import checks, dispatch
 BLOCKS = ("post_norm", "pre_norm", "hstu", "plain")
 RECURRENT = ("gru", "mamba")  # mix tokens one after another: no queries and keys, the past alone
 ATTENTIONS = ("blossom", "ltis", "stis", "dense", "dense_gated", "linear", "silu", *RECURRENT)
+SCORED = ("compressor", "mean")  # selectors that score a block by a summary key
+SUMMARIES = {"summary4": 4, "summary16": 16}  # averages that take the place of selected tokens
+SELECTORS = (*SCORED, "recent", "random", "oracle", *SUMMARIES)
+GATES = ("learned", "sum", "average")
 POSITIONS = ("rope", "learned", "none")
 OBJECTIVES = ("next", "masked")
 DTYPES = ("float32", "bfloat16")
@@ -51,6 +56,15 @@ class ModelConfig:
       window: W, most recent tokens on the short-term path.
       max_length: longest history; a promise that positions stay below it. A mask token counts.
       selection_gradient: "none" (as released: the compressor never trains) or "straight_through".
+      selector: what chooses the N blocks: "compressor" (the paper's) or "mean" (a block's average
+        key) score them; "recent" (a plain window), "random" and "oracle" (what dense attention
+        weighs most) are rules, see `selectors.py`; "summary4" and "summary16" choose none, see
+        `summary_attention.py`. Each query attends as many keys with any of them.
+      selector_seed: of "random".
+      gate: of the two paths: "learned", or none: their "sum" or "average".
+      gate_bias_ltis: initial bias of the learned gate on the long-term path; the authors' full
+        model starts at 0, their attention alone at -2, and 2 on the other.
+      gate_bias_stis: likewise on the short-term path.
       dropout: rate after attention and after feed-forward.
       embedding_dropout: rate after the embedding's layer norm.
       causal: whether a token sees only its past.
@@ -82,6 +96,11 @@ class ModelConfig:
     window: int = 8
     max_length: int = 50
     selection_gradient: str = "none"
+    selector: str = "compressor"
+    selector_seed: int = 0
+    gate: str = "learned"
+    gate_bias_ltis: float = 0.0
+    gate_bias_stis: float = 0.0
     dropout: float = 0.2
     embedding_dropout: float = 0.2
     causal: bool = True
@@ -94,11 +113,12 @@ class ModelConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             if field.type is int or field.type == "int":
-                value = getattr(self, field.name)
-                _check(value >= 1, f"model.{field.name} must be at least 1, got {value}")
+                value, least = getattr(self, field.name), int(field.name != "selector_seed")
+                _check(value >= least, f"model.{field.name} must be at least {least}, got {value}")
         self._check_names()
         self._check_combination()
         self._check_sizes()
+        self._check_selector()
 
     def _check_names(self):
         _check_name("block", self.block, BLOCKS)
@@ -106,6 +126,8 @@ class ModelConfig:
         _check_name("positions", self.positions, POSITIONS)
         _check_name("objective", self.objective, OBJECTIVES)
         _check_name("selection_gradient", self.selection_gradient, checks.SELECTION_GRADIENTS)
+        _check_name("selector", self.selector, SELECTORS)
+        _check_name("gate", self.gate, GATES)
         _check_name("dtype", self.dtype, DTYPES)
         _check_name("remat", self.remat, REMATS)
         known = _IMPLEMENTATIONS.get(self.attention, dispatch.NAMES)
@@ -151,6 +173,28 @@ class ModelConfig:
             _check(0 <= rate < 1, f"model.{name} must lie in [0, 1), got {rate}")
         epsilon = self.layer_norm_epsilon
         _check(epsilon > 0, f"model.layer_norm_epsilon must be positive, got {epsilon}")
+
+    def _check_selector(self):
+        _check(
+            self.causal or self.selector in SCORED,
+            f"model.selector={self.selector!r} looks back alone: model.causal must be true, or "
+            f"model.selector one of {', '.join(map(repr, SCORED))}",
+        )
+        spent, kept = SUMMARIES.get(self.selector, 0), self.num_selected_keys
+        _check(
+            spent <= kept,
+            f"model.selector={self.selector!r} puts {spent} averages in place of selected tokens, "
+            "of which there are model.num_selected_blocks x model.selection_block_size = "
+            f"{kept}: raise one of these",
+        )
+        for name in ("gate_bias_ltis", "gate_bias_stis"):
+            bias = getattr(self, name)
+            _check(math.isfinite(bias), f"model.{name} must be finite, got {bias}")
+
+    @property
+    def num_selected_keys(self) -> int:
+        """N S, the keys of a query's selected blocks."""
+        return self.num_selected_blocks * self.selection_block_size
 
     @property
     def name(self) -> str:

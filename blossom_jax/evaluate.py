@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from blossom_jax import memory, metrics, sharding
 from blossom_jax.coverage import NOWHERE, coverage, note_places
 from blossom_jax.data.history_batches import BatchShape
+from blossom_jax.negatives import Negatives
 from blossom_jax.ranking import Catalogue, first_places, rank_targets
 
 Params = Any  # a pytree
@@ -29,19 +30,33 @@ class Ranks:
       full: float64[n], among the items that are new to the user; a target that is not new is a
         miss.
       full_keep: float64[n], among all items.
-      uniform: float64[n], among the target and `num_negatives` uniform others.
+      sampled: {protocol: float64[n]}, among the target and `num_negatives` others, from
+        `negatives.draw`; the target itself is always ranked.
       num_items: V, size of the catalogue.
-      num_negatives: Uniform items drawn for each user, the same at every evaluation.
+      num_negatives: Items drawn for each user and protocol, the same at every evaluation.
+      num_seen: int64[n], different items of each user's history, the target left out.
       best_places: {"full": int32[V + 1], "full_keep": ..}, the best place of each item in the
         ranking of any user, from `coverage.note_places`; {} where it was not asked for.
     """
 
     full: Float[np.ndarray, "n"]
     full_keep: Float[np.ndarray, "n"]
-    uniform: Float[np.ndarray, "n"]
+    sampled: dict[str, Float[np.ndarray, "n"]]
     num_items: int
     num_negatives: int
+    num_seen: Int[np.ndarray, "n"]
     best_places: dict[str, Int[np.ndarray, "catalogue"]] = dataclasses.field(default_factory=dict)
+
+    def of_users(self, chosen: Bool[np.ndarray, "n"]) -> "Ranks":
+        """Returns the ranks of some users alone, without best places, which are of all."""
+        return dataclasses.replace(
+            self,
+            full=self.full[chosen],
+            full_keep=self.full_keep[chosen],
+            sampled={name: ranks[chosen] for name, ranks in self.sampled.items()},
+            num_seen=self.num_seen[chosen],
+            best_places={},
+        )
 
 
 def encode_last(graphdef: nnx.GraphDef) -> Encode:
@@ -125,13 +140,15 @@ class Evaluator:
         self._rank = jax.jit(rank, donate_argnums=2, out_shardings=sharding.replicated(mesh))
         self._programs = {}
 
-    def prepare(self, params: Params, shapes: Iterable[BatchShape], num_negatives: int) -> int:
+    def prepare(
+        self, params: Params, shapes: Iterable[BatchShape], negatives_shape: tuple[int, ...]
+    ) -> int:
         """Compiles the programs for all batches ahead of them.
 
         Args:
           params: Of the model, or ShapeDtypeStructs with the shardings that they will have.
           shapes: From `evaluation_shapes`.
-          num_negatives: Columns of the negatives.
+          negatives_shape: (protocols, negatives of a user).
 
         Returns:
           Bytes that the largest program holds at once on one device, the parameters included.
@@ -139,8 +156,8 @@ class Evaluator:
         place = sharding.batch_sharding(self._mesh)
         needed = [0]
         for rows, length, seen in shapes:
-            widths = {"item_ids": [length], "positions": [length], "last": [], "target": []}
-            widths |= {"seen": [seen], "negatives": [num_negatives]}
+            widths = {"item_ids": [length], "positions": [length], "target": []}
+            widths |= {"seen": [seen], "negatives": [*negatives_shape]}
             inputs = {
                 name: jax.ShapeDtypeStruct((rows, *width), jnp.int32, sharding=place)
                 for name, width in widths.items()
@@ -165,7 +182,7 @@ class Evaluator:
         self,
         params: Params,
         batches: Iterable[Batch],
-        negatives: Int[np.ndarray, "n N"],
+        negatives: Negatives,
         *,
         with_coverage: bool = False,
     ) -> Ranks:
@@ -173,8 +190,8 @@ class Evaluator:
 
         Args:
           params: Of the model, laid out over the mesh.
-          batches: From `evaluation_batches`; between them, every row of `negatives` once.
-          negatives: From `metrics.draw_negatives`, one row for each user.
+          batches: From `evaluation_batches`; between them, every user of `negatives` once.
+          negatives: From `negatives.draw`, for the same users.
           with_coverage: Whether to note the best places of items, which takes longer.
 
         Returns:
@@ -188,24 +205,28 @@ class Evaluator:
         for batch in batches:
             row = batch["row"]
             inputs = {name: array for name, array in batch.items() if name != "row"}
-            inputs["negatives"] = negatives[row]
+            inputs["negatives"] = negatives.items[row]
             inputs["seen"] = _different(inputs["seen"])
             inputs = sharding.put_whole(inputs, sharding.batch_sharding(self._mesh))
             arguments = params, inputs, places, wanted
             rank, places = self._program(*arguments)(*arguments)
             found.append((row, rank))  # the device is still at work on it
 
-        num_users, num_negatives = negatives.shape
-        ranks = {name: np.full(num_users, np.nan) for name in ("full", "full_keep", "uniform")}
+        num_users, num_protocols, num_negatives = negatives.items.shape
+        widths = {"full": (), "full_keep": (), "sampled": (num_protocols,)}
+        ranks = {name: np.full((num_users, *width), np.nan) for name, width in widths.items()}
         for row, rank in found:
             for name, values in rank.items():
                 ranks[name][row[row >= 0]] = np.asarray(values)[row >= 0]
         if missing := int(np.isnan(ranks["full"]).sum()):
             raise ValueError(f"the batches leave out {missing} of {num_users} users")
         return Ranks(
-            **ranks,
+            full=ranks["full"],
+            full_keep=ranks["full_keep"],
+            sampled=dict(zip(negatives.names, ranks["sampled"].T, strict=True)),
             num_items=self._num_items,
             num_negatives=num_negatives,
+            num_seen=negatives.num_seen,
             best_places=jax.device_get(places) if with_coverage else {},
         )
 
@@ -225,22 +246,29 @@ def summarize(ranks: Ranks, ks: Sequence[int] = KS) -> dict[str, float]:
       ks: Where rankings are cut off.
 
     Returns:
-      {"full/recall@10": .., "full_keep/..": .., "uni100/..": .., "uni100_corrected/..": ..,
+      {"full/recall@10": .., "full_keep/..": .., "uni100/..": .., "pop100/..": .., ..,
       "full/coverage@10": .., "full_keep/coverage@10": .., "repeated_targets": share of users whose
-      target is not new to them}. The name of uni100 has the number of negatives; its corrected
-      form estimates `full_keep`. Coverage is there where the best places are.
+      target is not new to them}. The sampled protocols are those of `negatives.py`; uniform ones
+      are followed by what they say about a full ranking: "uni100_corrected" estimates `full_keep`,
+      and "uni100_unseen_corrected" `full`, but for targets that are not new, which count as if
+      they were. Coverage is there where the best places are.
     """
-    uniform = f"uni{ranks.num_negatives}"
-    corrected = metrics.corrected_metrics_from_ranks(
-        ranks.uniform, ks, num_items=ranks.num_items, num_negatives=ranks.num_negatives
-    )
-    covered = {name: coverage(best, ks) for name, best in ranks.best_places.items()}
     by_protocol = {
-        "full": metrics.metrics_from_ranks(ranks.full, ks) | covered.get("full", {}),
-        "full_keep": metrics.metrics_from_ranks(ranks.full_keep, ks) | covered.get("full_keep", {}),
-        uniform: metrics.metrics_from_ranks(ranks.uniform, ks),
-        f"{uniform}_corrected": corrected,
+        "full": metrics.metrics_from_ranks(ranks.full, ks),
+        "full_keep": metrics.metrics_from_ranks(ranks.full_keep, ks),
     }
+    for name, best in ranks.best_places.items():
+        by_protocol[name] |= coverage(best, ks)
+    for name, sampled in ranks.sampled.items():
+        by_protocol[name] = metrics.metrics_from_ranks(sampled, ks)
+        if name.startswith("uni"):
+            by_protocol[f"{name}_corrected"] = metrics.corrected_metrics_from_ranks(
+                sampled,
+                ks,
+                num_items=ranks.num_items,
+                num_negatives=ranks.num_negatives,
+                num_excluded=ranks.num_seen if name.endswith("_unseen") else 0,
+            )
     found = {
         f"{protocol}/{metric}": value
         for protocol, values in by_protocol.items()

@@ -82,6 +82,11 @@ def check(config: ModelConfig, max_events: int) -> None:
             "model.causal=False: each new event changes what was computed of the earlier ones, so "
             "there is no step; encode the whole history instead"
         )
+    if config.attention != "stis" and config.selector != "compressor":
+        raise UserError(
+            f"model.selector={config.selector!r} cannot take one event at a time: encode the whole "
+            "history instead, or use 'compressor'"
+        )
     block = config.selection_block_size
     if not block <= max_events <= config.max_length:
         raise UserError(

@@ -57,6 +57,22 @@ def metrics_from_ranks(
     return {name: float(np.mean(gains)) for name, gains in _gains(ranks, ks).items()}
 
 
+def gains_from_ranks(ranks: Float[np.ndarray, "*n"], name: str) -> Float[np.ndarray, "*n"]:
+    """Returns what each user adds to a metric; their mean is the metric.
+
+    Args:
+      ranks: Rank of each user's target; inf = a miss.
+      name: "recall@10", "ndcg@5", ...
+
+    Raises:
+      ValueError: A name that is no metric of ranks.
+    """
+    kind, _, k = name.partition("@")
+    if kind not in ("recall", "ndcg", "mrr") or not k.isdigit():
+        raise ValueError(f"the metric must be recall@k, ndcg@k or mrr@k, got {name!r}")
+    return _gains(ranks, [int(k)])[name]
+
+
 def _gains(ranks, ks):
     """Returns what each user adds to each metric."""
     ranks = np.asarray(ranks, np.float64)
@@ -102,6 +118,7 @@ def corrected_metrics_from_ranks(
     *,
     num_items: int,
     num_negatives: int,
+    num_excluded: Int[np.ndarray, "n"] | int = 0,
     variance_weight: float = 0.03,
 ) -> dict[str, float]:
     """Estimates the metrics of a full ranking from ranks among uniform negatives.
@@ -118,16 +135,25 @@ def corrected_metrics_from_ranks(
       ranks: Rank of each user's target among itself and the negatives; inf = a miss.
       ks: Where the full ranking is cut off.
       num_items: V, size of the catalogue.
-      num_negatives: Negatives a user, drawn without repetition.
+      num_negatives: Negatives a user, drawn without repetition; all others where those are fewer.
+      num_excluded: Items besides the target that were never drawn for a user, and are not in the
+        full ranking either. Taken down to whole hundredths of V.
       variance_weight: In 0..1.
 
     Returns:
       As `metrics_from_ranks`. An estimate near 0 can be slightly negative.
     """
-    names, values = _corrected_values(tuple(ks), num_items, num_negatives, variance_weight)
-    sampled_ranks = np.arange(1, num_negatives + 2)
-    estimates = (np.interp(ranks, sampled_ranks, column, right=0) for column in values.T)
-    return {name: float(np.mean(found)) for name, found in zip(names, estimates, strict=True)}
+    step = max(1, num_items // 100)
+    sizes = num_items - np.broadcast_to(num_excluded, np.shape(ranks)) // step * step
+    total = {}
+    for size in np.unique(sizes).tolist():
+        num = min(num_negatives, size - 1)
+        names, values = _corrected_values(tuple(ks), size, num, variance_weight)
+        chosen = ranks[sizes == size]
+        for name, column in zip(names, values.T, strict=True):
+            estimates = np.interp(chosen, np.arange(1, num + 2), column, right=0)
+            total[name] = total.get(name, 0.0) + float(np.sum(estimates))
+    return {name: value / len(ranks) for name, value in total.items()}
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """What mixes the tokens of a sequence, by the name that `config.attention` gives it."""
 
+from collections.abc import Callable
+
 from flax import nnx
 
 from blossom_jax.attention import Attention, BlossomAttention, DenseAttention
@@ -10,7 +12,7 @@ from blossom_jax.baselines.linear_attention import LinearAttention
 from blossom_jax.baselines.mamba import Mamba
 from blossom_jax.config import ModelConfig
 
-_MIXERS = {
+_MIXERS: dict[str, Callable[..., Attention | GRU | Mamba]] = {
     "blossom": BlossomAttention,
     "ltis": BlossomAttention,
     "stis": BlossomAttention,

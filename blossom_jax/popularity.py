@@ -6,31 +6,19 @@ Every user has the same scores, so ranks are looked up instead of computed for e
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
 
 from blossom_jax.coverage import NOWHERE
 from blossom_jax.data.interactions import Interactions
-from blossom_jax.data.split import Split, Targets
+from blossom_jax.data.split import Split, Targets, item_counts
 from blossom_jax.evaluate import Ranks
-
-
-def item_counts(interactions: Interactions, split: Split) -> Int[np.ndarray, "items"]:
-    """Counts how often each item occurs in what is trained on.
-
-    Returns:
-      int64[num_items + 1]; item k at k, 0 at 0.
-    """
-    counts = np.zeros(interactions.num_items + 1, np.int64)
-    for _, items in interactions.stretches(interactions.offsets[:-1], split.train_end):
-        counts += np.bincount(items, minlength=len(counts))
-    return counts
+from blossom_jax.negatives import Negatives
 
 
 def popularity_ranks(
     interactions: Interactions,
     split: Split,
     targets: Targets,
-    negatives: Int[np.ndarray, "n N"],
+    negatives: Negatives,
     coverage_ks: Sequence[int] = (),
 ) -> Ranks:
     """Ranks every target by how often each item occurs in what is trained on.
@@ -39,7 +27,7 @@ def popularity_ranks(
       interactions: A prepared log.
       split: Says what is trained on.
       targets: The users to evaluate and their targets.
-      negatives: From `metrics.draw_negatives`, those of the model.
+      negatives: From `negatives.draw`, those of the model.
       coverage_ks: Where the rankings are cut off whose coverage is asked for, if it is.
 
     Returns:
@@ -54,7 +42,7 @@ def popularity_ranks(
     equal = len(ascending) - above - np.searchsorted(ascending, own, side="left") - 1
     full_keep = 1 + above + 0.5 * equal
 
-    full, uniform = full_keep.copy(), np.ones(len(target))
+    full, sampled = full_keep.copy(), np.ones(negatives.items.shape[:2])
     order = 1 + np.argsort(-counts[1:], kind="stable")
     k = min(max(coverage_ks, default=0), len(order))
     best = np.full((2, len(counts)), NOWHERE, np.int32)
@@ -66,15 +54,18 @@ def popularity_ranks(
         missed = user[item == target[users][user]]
         full[users] -= np.bincount(user, _ahead(counts[item], own[users][user]))
         full[users][missed] = np.inf
-        uniform[users] += _ahead(counts[negatives[users]], own[users, None]).sum(axis=1)
+        drawn = negatives.items[users]
+        ahead = _ahead(counts[drawn], own[users, None, None])
+        sampled[users] += np.sum(ahead, axis=2, where=drawn > 0)
         if k:
             _note_places(best[0], order, user, item, k)
     return Ranks(
         full=full,
         full_keep=full_keep,
-        uniform=uniform,
+        sampled=dict(zip(negatives.names, sampled.T, strict=True)),
         num_items=interactions.num_items,
-        num_negatives=negatives.shape[1],
+        num_negatives=negatives.items.shape[2],
+        num_seen=negatives.num_seen,
         best_places={"full": best[0], "full_keep": best[1]} if k else {},
     )
 

@@ -36,7 +36,7 @@ class UserRanks(NamedTuple):
 
     full: Float[Array, "B"]
     full_keep: Float[Array, "B"]
-    uniform: Float[Array, "B"]
+    sampled: Float[Array, "B P"]
 
 
 def rank_targets(
@@ -44,7 +44,7 @@ def rank_targets(
     table: Float[Array, "R M"] | None,
     target: Int[Array, "B"],
     seen: Int[Array, "B S"],
-    negatives: Int[Array, "B N"],
+    negatives: Int[Array, "B P N"],
     catalogue: Catalogue,
 ) -> UserRanks:
     """Ranks every user's target under all protocols.
@@ -54,7 +54,7 @@ def rank_targets(
       table: Item embeddings; None where `hidden` holds the scores already, item k in column k.
       target: The item that the user chose; 0 = nobody's row, whose ranks mean nothing.
       seen: Different items of each user's history, 0 = none.
-      negatives: From `metrics.draw_negatives`.
+      negatives: Other items by protocol, from `negatives.draw`; 0 = none.
       catalogue: Its size, and how it is gone through.
 
     Returns:
@@ -135,7 +135,8 @@ def _scores(hidden, table, begin, size):
 
 def _rank(hidden, table, target, seen, negatives, *, catalogue) -> UserRanks:
     # Scores that are compared come from the same product, so that equal items have equal scores.
-    wanted = jnp.concatenate([target[:, None], negatives, seen], axis=1)
+    drawn = negatives.reshape(len(negatives), -1)
+    wanted = jnp.concatenate([target[:, None], drawn, seen], axis=1)
 
     def pick(chunk, picked):
         column = wanted - chunk.item[0]
@@ -145,7 +146,7 @@ def _rank(hidden, table, target, seen, negatives, *, catalogue) -> UserRanks:
 
     zeros = jnp.zeros(wanted.shape)
     picked = lax.psum(_over_chunks(pick, zeros, hidden, table, catalogue), sharding.MODEL)
-    own, others, of_seen = jnp.split(picked, [1, 1 + negatives.shape[1]], axis=1)
+    own, others, of_seen = jnp.split(picked, [1, 1 + drawn.shape[1]], axis=1)
 
     def count(chunk, ahead):
         counts = chunk.counts & (chunk.item != target[:, None])
@@ -156,14 +157,18 @@ def _rank(hidden, table, target, seen, negatives, *, catalogue) -> UserRanks:
     is_seen = (seen > 0) & (seen != target[:, None])
     new = full_keep - _sum(metrics.ahead(of_seen, own), is_seen)
     full = jnp.where((seen == target[:, None]).any(axis=1), jnp.inf, new)
-    uniform = 1 + _sum(metrics.ahead(others, own), True)
-    is_number = ~jnp.isnan(own[:, 0])
-    return UserRanks(*(jnp.where(is_number, r, jnp.inf) for r in (full, full_keep, uniform)))
+    sampled = 1 + _sum(metrics.ahead(others, own).reshape(negatives.shape), negatives > 0)
+    is_nan = jnp.isnan(own[:, 0])
+    return UserRanks(
+        full=jnp.where(is_nan, jnp.inf, full),
+        full_keep=jnp.where(is_nan, jnp.inf, full_keep),
+        sampled=jnp.where(is_nan[:, None], jnp.inf, sampled),
+    )
 
 
 def _sum(values, where):
     # In f32, which XLA's CPU sums up ten times faster than integers.
-    return jnp.sum(jnp.where(where, values, 0), axis=1)
+    return jnp.sum(jnp.where(where, values, 0), axis=-1)
 
 
 def _first_places(hidden, table, seen, *, catalogue, k):

@@ -140,7 +140,7 @@ class Trainer:
         """
         began = time.monotonic() - progress.train_seconds
         running = collections.deque()  # steps that the device may still be at work on
-        with _signals() as received:
+        with signals() as received:
             stop = False
             while not (stop or self.finished(progress)):
                 batch, progress.input_state = next(batches)
@@ -156,26 +156,45 @@ class Trainer:
                 # Looking at the step before, while this one runs, never keeps the device waiting.
                 allowed = 0 if stop or self.schedule.reports(progress.step) else 1
                 while len(running) > allowed:
-                    grad_norm = self._add_loss(progress, *running.popleft())
+                    grad_norm = self.add_loss(progress, *running.popleft())
 
-                if self.schedule.logs(progress.step):
-                    self._log_loss(progress, grad_norm)
-                if self.schedule.evaluates(progress.step):
-                    self._evaluate(progress, state["params"])
-                if stop or self.schedule.saves(progress.step):
-                    progress.train_seconds = time.monotonic() - began
-                    self._save(state, progress)
+                if stop or self.schedule.reports(progress.step):
+                    self.report(progress, state, grad_norm, began, stop=stop)
         if signal.SIGINT in received:
             raise KeyboardInterrupt(saved_after(progress.step))
         return state, progress
+
+    def report(
+        self, progress: Progress, state: dict, grad_norm: float, began: float, *, stop: bool
+    ) -> None:
+        """Logs, evaluates and saves, as far as that is due.
+
+        Args:
+          progress: Of a run whose losses are all added up.
+          state: Of the run.
+          grad_norm: Of its last step.
+          began: When it would have begun by the monotonic clock, had it never been stopped.
+          stop: Whether this is its last step for now; then it is saved anyway.
+        """
+        if self.schedule.logs(progress.step):
+            self._log_loss(progress, grad_norm)
+        if self.schedule.evaluates(progress.step):
+            self._evaluate(progress, state["params"])
+        if stop or self.schedule.saves(progress.step):
+            progress.train_seconds = time.monotonic() - began
+            self._save(state, progress)
 
     def finished(self, progress: Progress) -> bool:
         """Tells whether there is nothing left to train."""
         out_of_patience = 0 < self.schedule.patience <= progress.stale_evaluations
         return progress.step >= self.schedule.num_steps or out_of_patience
 
-    def _add_loss(self, progress: Progress, step: int, metrics: dict) -> float:
-        """Waits for a step, adds up its loss, and returns the norm of its gradients."""
+    def add_loss(self, progress: Progress, step: int, metrics: dict) -> float:
+        """Waits for a step, adds up its loss, and returns the norm of its gradients.
+
+        Raises:
+          NonFiniteError: At a loss or gradient that is not finite.
+        """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not all(map(math.isfinite, values.values())):
             raise NonFiniteError(
@@ -218,7 +237,7 @@ def saved_after(step: int) -> str:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals() -> Iterator[list[int]]:
     """Collects SIGTERM and the first Ctrl-C, so that a step can be finished and saved.
 
     Of several processes any may get the signal. JAX then finds a step that all of them can stop

@@ -39,6 +39,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.window = 8
     config.model.max_length = 50  # events that the model sees at most
     config.model.selection_gradient = "none"  # or "straight_through"
+    # What chooses the blocks. "compressor": as in the paper, trained only if selection_gradient is
+    # not "none"; "mean": by their average key. Controls: "recent": the last N; "random": N by lot,
+    # the same for all histories; "oracle": those of most dense attention (quadratic); "summary4",
+    # "summary16": none, but 4 or 16 averages of what lies before a window. As many keys with any.
+    config.model.selector = "compressor"
+    config.model.selector_seed = 0  # of "random"
+    config.model.gate = "learned"  # of the two paths; or none: their "sum", their "average"
+    config.model.gate_bias_ltis = 0.0  # initial bias of the learned gate: long-term path, and
+    config.model.gate_bias_stis = 0.0  # short-term path; the authors' attention alone has -2 and 2
     config.model.dropout = 0.2
     config.model.embedding_dropout = 0.2
     config.model.causal = True

@@ -22,7 +22,7 @@ import operator
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from blossom_jax.errors import NonFiniteError, UserError
 from configs.models import MODELS
@@ -115,9 +115,22 @@ def parse_with_config(parser: ArgumentParser, argv: Sequence[str]) -> argparse.N
     arguments.config = load_config(arguments.config)
     for key, value in MODELS.get(arguments.model, {}).items():
         override(arguments.config, key, str(value))
-    for key, text in _overrides(rest):
-        override(arguments.config, key, text)
+    apply_overrides(arguments.config, rest)
     return arguments
+
+
+def apply_overrides(config: ml_collections.ConfigDict, rest: Sequence[str]) -> None:
+    """Sets what `--config.key=value` or `--config.key value` say.
+
+    Args:
+      config: Its values are changed.
+      rest: Arguments that a parser left.
+
+    Raises:
+      UserError: An unknown argument or key, or a value of the wrong type.
+    """
+    for key, text in _overrides(rest):
+        override(config, key, text)
 
 
 def load_config(path: str) -> ml_collections.ConfigDict:
@@ -125,20 +138,35 @@ def load_config(path: str) -> ml_collections.ConfigDict:
     import ml_collections
 
     path, *argument = path.split(":", 1)
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"--config={path}: there is no such file")
-    spec = importlib.util.spec_from_file_location("config_file", path)
-    if spec is None:
-        raise UserError(f"--config={path}: a config is a Python file with a function get_config")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config(*argument)
-    except Exception as error:  # whatever a user's own file may raise
-        raise UserError(f"--config={path}: {type(error).__name__}: {error}") from error
+    config = call_function_of_file("--config", path, "get_config", *argument)
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"--config={path}: get_config must return a ConfigDict, {type(config)=}")
     return config.lock()
+
+
+def call_function_of_file(flag: str, path: str, name: str, *arguments: str) -> Any:
+    """Returns what a function of a user's Python file returns.
+
+    Args:
+      flag: That named the file; for messages.
+      path: Of the file.
+      name: Of the function.
+      *arguments: For it.
+
+    Raises:
+      UserError: There is no such file or function, or it raises.
+    """
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"{flag}={path}: there is no such file")
+    spec = importlib.util.spec_from_file_location("user_file", path)
+    if spec is None:
+        raise UserError(f"{flag}={path}: this must be a Python file with a function {name}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return getattr(module, name)(*arguments)
+    except Exception as error:  # whatever a user's own file may raise
+        raise UserError(f"{flag}={path}: {type(error).__name__}: {error}") from error
 
 
 def _overrides(rest: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from blossom_jax import buckets, data, evaluate, memory, metrics, popularity, sharding
+from blossom_jax import buckets, data, evaluate, memory, negatives, popularity, sharding
 from blossom_jax.config import ModelConfig
 from blossom_jax.data.evaluation_batches import evaluation_batches, evaluation_shapes
 from blossom_jax.errors import UserError
@@ -74,9 +74,9 @@ class Evaluation:
             "batch_users": config.eval.batch_users,
             "multiple_of": mesh.size,
         }
-        self._negatives = metrics.draw_negatives(
-            interactions.items[self._targets.target],
-            interactions.num_items,
+        self._negatives = negatives.draw(
+            *self._users,
+            popularity.item_counts(interactions, split),
             num=config.eval.num_negatives,
             seed=config.eval.negatives_seed,
         )
@@ -101,7 +101,7 @@ class Evaluation:
             for rows, length, seen in self._shapes
         )
         self._check_fits(other_bytes + at_least)
-        needed = evaluator.prepare(params, self._shapes, self._negatives.shape[1])
+        needed = evaluator.prepare(params, self._shapes, self._negatives.items.shape[1:])
         self._check_fits(other_bytes + needed)
 
     def _check_fits(self, bytes_per_device: int) -> None:

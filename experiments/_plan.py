@@ -1,7 +1,7 @@
 """Finds out whether a run is possible, before anything is written or is on a device."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from blossom_jax import memory, popularity, sharding
+from blossom_jax import memory, popularity, sharding, together
 from blossom_jax.data import Interactions, Split
 from blossom_jax.data.pipeline import TrainStream
 from blossom_jax.errors import UserError
@@ -40,18 +40,21 @@ class Plan(NamedTuple):
     graphdef: nnx.GraphDef
     like: State  # described
     init: Callable[[], State]
-    step: Callable[[State, dict], tuple[State, dict]]
+    step: Callable[[State, dict, jax.Array], tuple[State, dict]]
+    seed: jax.Array  # on the devices; the last argument of `step`
     step_bytes: int  # that the step holds at once on one device
     valid: _evaluation.Evaluation
     test: _evaluation.Evaluation
     evaluator: Evaluator
 
 
-def make_plan(config: ml_collections.ConfigDict) -> Plan:
+def make_plan(config: ml_collections.ConfigDict, num_seeds: int = 1) -> Plan:
     """Reads the data and compiles the programs; writes nothing.
 
     Args:
       config: As `configs/common.py` describes it.
+      num_seeds: Seeds that are trained as one program. With several, the step takes their states,
+        batches and seeds stacked on a first axis, see `blossom_jax.together`.
 
     Raises:
       UserError: Whatever makes the run impossible.
@@ -81,13 +84,14 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         graphdef, optimizer, mesh, like, loss, mask_probability=config.train.mask_probability
     )
     counts = popularity.item_counts(interactions, split) if loss_config.by_popularity else None
-    compiled, step_bytes = _compile(step, like, config, mesh, counts)
+    seed = place_seed(config.seed, mesh)
+    compiled, step_bytes = _compile(step, like, config, mesh, num_seeds, counts)
     evaluator = _evaluation.make_evaluator(
         config, encode_last(graphdef), interactions.num_items, mesh
     )
-    moments = memory.shard_bytes(like) - memory.shard_bytes(like["params"])
+    others = num_seeds * memory.shard_bytes(like) - memory.shard_bytes(like["params"])
     for evaluation in (valid, test):
-        evaluation.prepare(evaluator, like["params"], other_bytes=moments)
+        evaluation.prepare(evaluator, like["params"], other_bytes=others)
     return Plan(
         config,
         interactions,
@@ -99,6 +103,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         like,
         lambda: init_state(make_model, optimizer, like),
         compiled,
+        seed,
         step_bytes,
         valid,
         test,
@@ -106,7 +111,29 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     )
 
 
-def _compile(step: jax.stages.Wrapped, like: State, config, mesh, counts) -> tuple[Callable, int]:
+def with_seed(plan: Plan, seed: int) -> Plan:
+    """Returns the plan of the same run from another seed, with the same compiled programs."""
+    config = plan.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.seed = seed
+    make_model = _setup.model_maker(config, plan.interactions.num_items)
+    optimizer = _setup.make_optimizer(config, plan.schedule.num_steps)
+    return plan._replace(
+        config=config,
+        stream=_setup.make_stream(config, plan.interactions, plan.split),
+        init=lambda: init_state(make_model, optimizer, plan.like),
+        seed=place_seed(seed, plan.mesh),
+    )
+
+
+def place_seed(seed: int | Sequence[int], mesh: jax.sharding.Mesh) -> jax.Array:
+    """Puts a seed, or several, on all devices."""
+    return sharding.put_whole(np.asarray(seed, np.uint32), sharding.replicated(mesh))
+
+
+def _compile(
+    step: jax.stages.Wrapped, like: State, config, mesh, num, counts
+) -> tuple[Callable, int]:
     """Compiles the step for the only shapes that there are; refuses one that does not fit.
 
     Returns:
@@ -124,14 +151,20 @@ def _compile(step: jax.stages.Wrapped, like: State, config, mesh, counts) -> tup
         + hidden * config.model.num_layers * jnp.dtype(config.model.dtype).itemsize
     )
     lower = "the sizes in config.model, train.batch_rows or data.row_length"
-    memory.check_fits("a training step", at_least, devices, lower=lower)
+    memory.check_fits("a training step", num * at_least, devices, lower=lower)
     batch = {
         name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
         for name in ("item_ids", "targets", "positions")
     }
-    same = (np.uint32(config.seed), None if counts is None else cumulative_counts(counts))
-    same = sharding.put_whole(same, sharding.replicated(mesh))  # in every step
-    compiled = step.lower(like, batch, *same).compile()
+    seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=sharding.replicated(mesh))
+    if num > 1:
+        if mesh.size > 1:
+            raise UserError(f"seeds are trained together on one device, not on {mesh.size}")
+        step = together.vmap_step(step)
+        like, batch, seed = together.stacked_like((like, batch, seed), num)
+    cumulative = None if counts is None else cumulative_counts(counts)
+    cumulative = sharding.put_whole(cumulative, sharding.replicated(mesh))
+    compiled = step.lower(like, batch, seed, cumulative).compile()
     needed = memory.program_bytes(compiled)
     memory.check_fits("a training step", needed, devices, lower=lower)
-    return lambda state, batch: compiled(state, batch, *same), needed
+    return lambda state, batch, seed: compiled(state, batch, seed, cumulative), needed

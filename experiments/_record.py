@@ -5,7 +5,7 @@ import ml_collections
 
 from blossom_jax import data
 from blossom_jax.evaluate import Ranks
-from experiments import _evaluation, _workdir
+from experiments import _evaluation, _protocol, _workdir
 
 
 def make_record(
@@ -41,7 +41,7 @@ def make_record(
         "test_by_length": test.by_length(ranks),
         "test_by_popularity": test.by_popularity(ranks),
         "popularity": test.popularity(),
-        "protocol": split.card,
+        "protocol": _protocol.make_card(config, interactions, split),
         "data": interactions.card,
     }
 

@@ -1,12 +1,18 @@
 """Shows what a run measured."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from experiments import _protocol
 
 _HEADLINE = 10  # where the printed metrics are cut off, if it was measured
 
 
 def describe_run(results: dict) -> str:
-    """Returns the table of what stands in results.json, which has the other cut-offs too."""
+    """Returns the table of what stands in results.json, which has the other cut-offs too.
+
+    A run of an earlier version may lack some of it; then so does the table.
+    """
     title = (
         f"{results['dataset']}: test of {results['model']} after step "
         f"{results['best_step']:,} of {results['steps']:,}; trained for "
@@ -16,8 +22,9 @@ def describe_run(results: dict) -> str:
         title,
         results["test"],
         results["popularity"],
-        results["test_by_length"],
-        results["test_by_popularity"],
+        results.get("test_by_length", ()),
+        results.get("test_by_popularity", ()),
+        results["protocol"],
     )
 
 
@@ -27,8 +34,9 @@ def table(
     popularity: dict[str, float],
     by_length: Sequence[dict[str, float]],
     by_popularity: Sequence[dict[str, float]],
+    protocol: dict[str, Any],
 ) -> str:
-    """Returns a model's metrics beside popularity's, and those by bucket of users.
+    """Returns a model's metrics beside popularity's, those by bucket of users, and the protocol.
 
     Args:
       title: First line.
@@ -36,30 +44,51 @@ def table(
       popularity: Likewise.
       by_length: From `buckets.by_length`.
       by_popularity: From `buckets.by_popularity`.
+      protocol: From `_protocol.make_card`.
     """
-    ks = [int(name.partition("@")[2]) for name in model if "@" in name]
-    k = _HEADLINE if _HEADLINE in ks else max(ks)
-    rows = [("", "model", "popularity", "ratio")]
+    k = headline(model)
+    rows = [["", "model", "popularity", "ratio"]]
     for name in (name for name in model if name.endswith(f"@{k}")):
-        # An estimate can be near 0, or below: a ratio of estimates would say nothing.
-        measured = "corrected" not in name and popularity[name] > 0
-        ratio = f"{model[name] / popularity[name]:.2f}" if measured else "-"
-        rows.append((name, f"{model[name]:.4f}", f"{popularity[name]:.4f}", ratio))
+        rows.append([name, f"{model[name]:.4f}", *_beside(name, model, popularity)])
+    parts = [
+        "\n".join(align(rows)),
+        _by_bucket("history length", "length", by_length, k),
+        _by_bucket("target trained on", "count", by_popularity, k),
+        _protocol.describe(protocol),
+    ]
+    return "\n\n".join([title, *(part for part in parts if part)])
 
-    lengths = _by_bucket("history length", "length", by_length, k)
-    counts = _by_bucket("target trained on", "count", by_popularity, k)
-    return "\n".join([title, "", *_align(rows), "", *_align(lengths), "", *_align(counts)])
+
+def headline(metrics: dict[str, float]) -> int:
+    """Returns where the metrics that are shown are cut off: at 10 if that was measured."""
+    ks = [int(name.partition("@")[2]) for name in metrics if "@" in name]
+    return _HEADLINE if _HEADLINE in ks else max(ks)
+
+
+def _beside(name, model, popularity):
+    """Returns popularity's value and the model's ratio to it, "-" for what there is not."""
+    if name not in popularity:
+        return "-", "-"
+    # An estimate can be near 0, or below: a ratio of estimates would say nothing.
+    measured = "corrected" not in name and popularity[name] > 0
+    ratio = f"{model[name] / popularity[name]:.2f}" if measured else "-"
+    return f"{popularity[name]:.4f}", ratio
 
 
 def _by_bucket(title, name, buckets, k):
+    if not buckets:
+        return ""
     shown = (f"full/ndcg@{k}", f"full_keep/ndcg@{k}")
-    yield title, "users", *shown
+    rows = [[title, "users", *shown]]
     for bucket in buckets:
         values = f"{bucket[f'min_{name}']}-{bucket[f'max_{name}']}"
-        yield values, f"{bucket['num_users']:,}", *(f"{bucket[metric]:.4f}" for metric in shown)
+        metrics = (f"{bucket[metric]:.4f}" for metric in shown)
+        rows.append([values, f"{bucket['num_users']:,}", *metrics])
+    return "\n".join(align(rows))
 
 
-def _align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+def align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yields rows of cells as lines: the first column to the left, the others to the right."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *others in rows:

@@ -3,7 +3,10 @@ r"""Prepares an interaction log for training, and prints its size and the comman
 python -m experiments.prepare_data --input log.csv --user-column user --item-column item \
         --time-column time --output data/mine --min-user-events 5 --min-item-events 5
 
-python -m experiments.prepare_data --dataset ml_100k
+python -m experiments.prepare_data --dataset ml_100k --card --advise
+
+--card adds what the log is like: lengths, ties, repeats, popular targets. --advise adds a command
+to train with that fits the lengths of its histories, with the measurements it rests on.
 """
 
 import argparse
@@ -19,8 +22,9 @@ from blossom_jax.data.filters import REPEATS
 from blossom_jax.data.formats import FORMATS, guess_format, scan_table
 from blossom_jax.data.interactions import Interactions
 from blossom_jax.data.load import NAMES
+from blossom_jax.data.statistics import describe
 from blossom_jax.errors import UserError
-from experiments import _cli
+from experiments import _advice, _cli, _data_card
 
 
 def main(argv: Sequence[str]) -> None:
@@ -41,7 +45,15 @@ def main(argv: Sequence[str]) -> None:
             interactions.save(log, arguments.output)
     else:
         log = _prepare_input(arguments, filters)
-    _report(log, arguments.output or log.directory, f"runs/{arguments.dataset or 'custom'}")
+    command = _report(
+        log, arguments.output or log.directory, f"runs/{arguments.dataset or 'custom'}"
+    )
+    if arguments.card or arguments.advise:
+        statistics = describe(log, split.leave_one_out(log))
+        if arguments.card:
+            print("\n" + _data_card.card(statistics))
+        if arguments.advise:
+            print("\n" + _advice.advice(statistics, command))
 
 
 def _parser() -> _cli.ArgumentParser:
@@ -59,6 +71,8 @@ def _parser() -> _cli.ArgumentParser:
     add("--min-user-events", type=int, default=1, metavar="N", help="drop users with fewer events")
     add("--min-item-events", type=int, default=1, metavar="N", help="drop items with fewer events")
     add("--repeats", choices=tuple(REPEATS), default="keep", help="what to do with repeated items")
+    add("--card", action="store_true", help="print what the log is like")
+    add("--advise", action="store_true", help="print a command to train with that fits the log")
     return parser
 
 
@@ -78,7 +92,8 @@ def _prepare_input(arguments: argparse.Namespace, filters: dict) -> Interactions
     )
 
 
-def _report(log: Interactions, directory: str, workdir: str) -> None:
+def _report(log: Interactions, directory: str, workdir: str) -> str:
+    """Prints the log's size, and returns the command to train on it, which it prints too."""
     lengths = np.diff(log.offsets)
     test = split.leave_one_out(log).card["test"]
     for step in log.card["sizes"]:
@@ -93,10 +108,12 @@ def _report(log: Interactions, directory: str, workdir: str) -> None:
         f"{test['target_unseen_in_training_share']:.1%} unseen in training"
     )
     print(f"{'prepared log':>24}: {directory}")
-    print(
-        f"train on it with: python -m experiments.train --config=configs/custom.py "
+    command = (
+        f"python -m experiments.train --config=configs/custom.py "
         f"--config.data.path={shlex.quote(str(directory))} --workdir={workdir}"
     )
+    print(f"train on it with: {command}")
+    return command
 
 
 if __name__ == "__main__":

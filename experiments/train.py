@@ -15,6 +15,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import ml_collections
@@ -26,7 +27,7 @@ from blossom_jax.metric_log import MetricLog, Terminal
 from blossom_jax.model import num_params
 from blossom_jax.train_step import State
 from blossom_jax.trainer import Progress, Trainer, on_devices, saved_after
-from experiments import _cli, _continue, _distributed, _record, _results, _setup, _workdir
+from experiments import _cli, _continue, _distributed, _ranks, _record, _results, _setup, _workdir
 from experiments._plan import Plan, make_plan
 
 
@@ -60,34 +61,79 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict | No
       NonFiniteError: A loss or gradient that is not finite.
       KeyboardInterrupt: A Ctrl-C, after which the run was saved.
     """
-    plan = hosts.together(lambda: make_plan(config))
+    return run(hosts.together(lambda: make_plan(config)), workdir)
+
+
+def run(plan: Plan, workdir: pathlib.Path) -> dict | None:
+    """Trains as `train` does, by a plan that is made already."""
+    with started(plan, workdir) as begun:
+        state, _ = begun.trainer.fit(begun.state, begun.progress, begun.batches)
+        return finish(plan, begun, state, workdir)
+
+
+class Started(NamedTuple):
+    """A run that is ready for its next step."""
+
+    trainer: Trainer
+    state: State
+    progress: Progress
+    batches: Iterator[tuple[dict, dict]]
+
+
+@contextlib.contextmanager
+def started(plan: Plan, workdir: pathlib.Path, *, shows: bool = True) -> Iterator[Started]:
+    """Begins or resumes a run.
+
+    Args:
+      plan: Of the run.
+      workdir: Its folder.
+      shows: Whether its progress is shown.
+    """
     hosts.check_same({"the data's content hash": plan.interactions.content_hash})
     with contextlib.closing(plan.stream), _checkpoints(workdir) as checkpoints:
         state, progress = _start_or_resume(plan, checkpoints)
-        _workdir.write_config(workdir, config)
+        _workdir.write_config(workdir, plan.config)
         _workdir.write_catalogue(workdir, plan.interactions, plan.split)
-        with _logs(workdir, progress.step, plan.schedule.num_steps) as (log, terminal):
+        logs = _logs(workdir, progress.step, plan.schedule.num_steps, shows)
+        with logs as (log, terminal):
             terminal.say(_describe(plan, progress))
             trainer = Trainer(
-                plan.step,
+                lambda state, batch: plan.step(state, batch, plan.seed),
                 lambda params: plan.valid.summarize(plan.valid.rank(plan.evaluator, params)),
                 plan.schedule,
                 checkpoints,
                 log,
                 terminal,
             )
-            batches = on_devices(plan.stream, plan.mesh)
-            state, progress = trainer.fit(state, progress, batches)
-            if not trainer.finished(progress):
-                terminal.say(saved_after(progress.step))
-                return None
-            params = checkpoints.restore_params(progress.best_step, plan.like["params"])
-            if params is None:
-                terminal.say(f"the parameters after step {progress.step:,} are tested instead")
-                params = state["params"]
-            results = _test(plan, params, progress)
-            log.write(progress.step, "test", results["test"])
-            _workdir.write_results(workdir, results)
+            yield Started(trainer, state, progress, on_devices(plan.stream, plan.mesh))
+
+
+def finish(
+    plan: Plan, begun: Started, state: State, workdir: pathlib.Path, *, trained_together: int = 1
+) -> dict | None:
+    """Tests the best checkpoint of a run that has ended, and writes its results.
+
+    Args:
+      plan: Of the run.
+      begun: From `started`, after training.
+      state: At the end of training.
+      workdir: Folder of the run.
+      trained_together: Runs that shared the time, this one included.
+
+    Returns:
+      What stands in results.json; None if the run was stopped before its end.
+    """
+    trainer, progress = begun.trainer, begun.progress
+    if not trainer.finished(progress):
+        trainer.terminal.say(saved_after(progress.step))
+        return None
+    params = trainer.checkpoints.restore_params(progress.best_step, plan.like["params"])
+    if params is None:
+        trainer.terminal.say(f"the parameters after step {progress.step:,} are tested instead")
+        params = state["params"]
+    results = _test(plan, params, progress, workdir) | {"trained_together": trained_together}
+    trainer.log.write(progress.step, "test", results["test"])
+    _workdir.write_results(workdir, results)
     return results
 
 
@@ -99,12 +145,14 @@ def _checkpoints(workdir: pathlib.Path) -> Iterator[Checkpoints]:
 
 
 @contextlib.contextmanager
-def _logs(workdir: pathlib.Path, step: int, num_steps: int) -> Iterator[tuple[MetricLog, Terminal]]:
+def _logs(
+    workdir: pathlib.Path, step: int, num_steps: int, shows: bool
+) -> Iterator[tuple[MetricLog, Terminal]]:
     """Opens what the first process writes to, and the others do not."""
     writes = jax.process_index() == 0
     log = MetricLog(workdir, step, writes=writes)
     with contextlib.closing(log), open(os.devnull, "w") as nowhere:
-        terminal = Terminal(step, num_steps, sys.stderr if writes else nowhere)
+        terminal = Terminal(step, num_steps, sys.stderr if writes and shows else nowhere)
         with contextlib.closing(terminal):
             yield log, terminal
 
@@ -136,9 +184,10 @@ def _describe(plan: Plan, progress: Progress) -> str:
     )
 
 
-def _test(plan: Plan, params: nnx.State, progress: Progress) -> dict:
-    """Asks the test questions, once; returns what stands in results.json."""
+def _test(plan: Plan, params: nnx.State, progress: Progress, workdir: pathlib.Path) -> dict:
+    """Asks the test questions, once; saves every rank, returns what stands in results.json."""
     ranks = plan.test.rank(plan.evaluator, params)
+    _ranks.write(workdir, plan.split.test, ranks)
     return _record.make_record(
         plan.config,
         plan.interactions,

@@ -16,7 +16,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 from jaxtyping import install_import_hook  # noqa: E402
 
 # The shapes that these modules name are checked whenever a test calls them.
-_ARRAY_MODULES = ("attention", "compression", "layers", "model", "metrics", "evaluate")
+_ARRAY_MODULES = ("attention", "compression", "layers", "model", "metrics", "evaluate", "negatives")
+_ARRAY_MODULES += ("selectors", "summary_attention", "ranking")
 _ARRAY_MODULES += ("blocks", "baselines.gru", "baselines.hstu", "baselines.item_knn")
 _ARRAY_MODULES += ("baselines.linear_attention", "baselines.mamba", "baselines.masking")
 _ARRAY_MODULES += ("baselines.rankers",)

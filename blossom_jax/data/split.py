@@ -138,7 +138,7 @@ def _refuse_empty(
 
 
 def _describe(interactions: Interactions, split: Split) -> Split:
-    trained = _items_in_training(interactions, split.train_end)
+    trained = item_counts(interactions, split) > 0
     trains = split.train_end > interactions.offsets[:-1]
     asked = np.zeros(interactions.num_users, bool)
     asked[split.valid.users] = asked[split.test.users] = True
@@ -146,20 +146,11 @@ def _describe(interactions: Interactions, split: Split) -> Split:
         **split.card,
         "users": interactions.num_users,
         "users_train_only": int((trains & ~asked).sum()),
-        "items_unseen_in_training": int(interactions.num_items - trained.sum()),
+        "items_unseen_in_training": int((~trained[1:]).sum()),
         "valid": _describe_targets(interactions, split.valid, trained, trains),
         "test": _describe_targets(interactions, split.test, trained, trains),
     }
     return split._replace(card=card)
-
-
-def _items_in_training(
-    interactions: Interactions, train_end: Int[np.ndarray, "users"]
-) -> Bool[np.ndarray, "items_plus_1"]:
-    trained = np.zeros(interactions.num_items + 1, bool)
-    for _, items in interactions.stretches(interactions.offsets[:-1], train_end):
-        trained[items] = True
-    return trained
 
 
 def _describe_targets(
@@ -176,6 +167,18 @@ def _describe_targets(
         "repeated_target_share": float(repeated_targets(interactions, targets).sum() / asked),
         "target_unseen_in_training_share": float(unseen.sum() / asked),
     }
+
+
+def item_counts(interactions: Interactions, split: Split) -> Int[np.ndarray, "items_plus_1"]:
+    """Counts how often each item occurs in what is trained on.
+
+    Returns:
+      int64[num_items + 1]; item k at k, 0 at 0.
+    """
+    counts = np.zeros(interactions.num_items + 1, np.int64)
+    for _, items in interactions.stretches(interactions.offsets[:-1], split.train_end):
+        counts += np.bincount(items, minlength=len(counts))
+    return counts
 
 
 def repeated_targets(interactions: Interactions, targets: Targets) -> Bool[np.ndarray, "n"]:

@@ -83,7 +83,8 @@ def test_each_attention_has_the_parameters_it_uses(name, names):
 
 def test_the_gate_starts_where_it_is_told():
     for bias in [(0.0, 0.0), (-2.0, 2.0)]:
-        module = BlossomAttention(ModelConfig(**SIZES), gate_bias=bias, rngs=nnx.Rngs(0))
+        starts = dict(zip(("gate_bias_ltis", "gate_bias_stis"), bias, strict=True))
+        module = BlossomAttention(ModelConfig(**SIZES, **starts), rngs=nnx.Rngs(0))
         np.testing.assert_array_equal(module.gate.bias[...].reshape(4, 2), [bias] * 4)
 
 

@@ -16,7 +16,8 @@ def ranks():
     full, full_keep = rng.integers(1, 40, (2, NUM_USERS)).astype(np.float64)
     full[::7] = np.inf
     best = {"full": np.zeros(101, np.int32)}
-    return Ranks(full, full_keep, rng.integers(1, 12, NUM_USERS).astype(float), 100, 11, best)
+    sampled = {"uni11": rng.integers(1, 12, NUM_USERS).astype(float)}
+    return Ranks(full, full_keep, sampled, 100, 11, np.zeros(NUM_USERS, int), best)
 
 
 def assert_buckets(buckets, ends, values, name, ranks):

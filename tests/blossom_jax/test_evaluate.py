@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from blossom_jax import metrics, sharding
+from blossom_jax import negatives, sharding
 from blossom_jax.data.evaluation_batches import (
     BatchShape,
     evaluation_batches,
@@ -21,6 +21,7 @@ from blossom_jax.evaluate import (
     summarize,
 )
 from blossom_jax.model import BlossomRec, ModelConfig
+from blossom_jax.popularity import item_counts
 
 NUM_ITEMS, NUM_NEGATIVES, MAX_LENGTH = 40, 10, 24
 
@@ -47,8 +48,10 @@ def targets():
     return leave_one_out(log()).test
 
 
-def negatives():
-    return metrics.draw_negatives(log().items[targets().target], NUM_ITEMS, NUM_NEGATIVES)
+@functools.cache
+def drawn():
+    counts = item_counts(log(), leave_one_out(log()))
+    return negatives.draw(log(), targets(), counts, num=NUM_NEGATIVES)
 
 
 def encode_by_small_integers(table, batch):
@@ -79,18 +82,19 @@ def evaluate(
     )
     params = table() if params is None else params
     params = jax.device_put(params, sharding.param_shardings(mesh, params))
-    return evaluator(params, batches, negatives(), with_coverage=with_coverage)
+    return evaluator(params, batches, drawn(), with_coverage=with_coverage)
 
 
 def slow_ranks():
-    """Ranks of every user by sorting out one item at a time."""
-    found = {"full": [], "full_keep": [], "uniform": []}
-    for user, end, drawn in zip(*targets(), negatives(), strict=True):
+    """Ranks of every user by sorting out one item at a time, by protocol."""
+    found = {"full": [], "full_keep": []} | {name: [] for name in drawn().names}
+    for user, end, others in zip(*targets(), drawn().items, strict=True):
         begin, target = log().offsets[user], log().items[end]
         hidden = table()[log().items[max(begin, end - MAX_LENGTH) : end]].sum(axis=0)
         scores = table() @ hidden
         every_item, seen = set(range(1, NUM_ITEMS + 1)), set(log().items[begin:end])
-        candidates = {"full": every_item - seen, "full_keep": every_item, "uniform": drawn}
+        candidates = {"full": every_item - seen, "full_keep": every_item}
+        candidates |= {n: set(row) - {0} for n, row in zip(drawn().names, others, strict=True)}
         for protocol, items in candidates.items():
             others = np.array([scores[i] for i in items if i != target])
             rank = 1 + np.sum(others > scores[target]) + np.sum(others == scores[target]) / 2
@@ -99,9 +103,14 @@ def slow_ranks():
     return found
 
 
+def by_protocol(ranks):
+    return {"full": ranks.full, "full_keep": ranks.full_keep, **ranks.sampled}
+
+
 def assert_same_ranks(ranks, expected):
-    for protocol in ("full", "full_keep", "uniform"):
-        np.testing.assert_array_equal(getattr(ranks, protocol), expected[protocol])
+    assert by_protocol(ranks).keys() == expected.keys()
+    for protocol, found in by_protocol(ranks).items():
+        np.testing.assert_array_equal(found, expected[protocol])
 
 
 def test_all_protocols():
@@ -175,7 +184,7 @@ def test_a_model_ranks_alike_on_every_mesh():
     graphdef, params = nnx.split(model)
     one = evaluate(8, (1, 1), encode_last(graphdef), params)
     for mesh in [(2, 1), (4, 2)]:
-        assert_same_ranks(evaluate(16, mesh, encode_last(graphdef), params), vars(one))
+        assert_same_ranks(evaluate(16, mesh, encode_last(graphdef), params), by_protocol(one))
 
     # The first user alone, without padding.
     user, end = targets().users[0], targets().target[0]
@@ -192,7 +201,7 @@ def test_the_item_table_may_be_split():
         log(), targets(), max_length=MAX_LENGTH, batch_users=16, multiple_of=8
     )
     params = jax.device_put(table(), jax.NamedSharding(mesh, sharding.TABLE_ROWS))
-    assert_same_ranks(evaluator(params, batches, negatives()), slow_ranks())
+    assert_same_ranks(evaluator(params, batches, drawn()), slow_ranks())
 
 
 def test_one_program_a_shape():
@@ -218,11 +227,11 @@ def test_programs_compiled_ahead_are_those_that_run():
     sizes = {"max_length": MAX_LENGTH, "batch_users": 16, "multiple_of": 8}
     place = sharding.replicated(mesh)
     params = jax.ShapeDtypeStruct(table().shape, jnp.float32, sharding=place)
-    needed = evaluator.prepare(params, evaluation_shapes(log(), targets(), **sizes), NUM_NEGATIVES)
+    needed = evaluator.prepare(params, evaluation_shapes(log(), targets(), **sizes), (4, 10))
     num_programs = len(traced)
     assert needed > table().nbytes + 4 * NUM_ITEMS * 2  # the scores of a device's two users
     ranks = evaluator(
-        jax.device_put(table(), place), evaluation_batches(log(), targets(), **sizes), negatives()
+        jax.device_put(table(), place), evaluation_batches(log(), targets(), **sizes), drawn()
     )
     assert_same_ranks(ranks, slow_ranks())
     assert len(traced) == num_programs > 1
@@ -233,7 +242,7 @@ def test_more_users_a_batch_need_more_bytes():
         encode_by_small_integers, num_items=NUM_ITEMS, mesh=sharding.make_mesh(8, 1)
     )
     shapes = [BatchShape(rows, 16, 32) for rows in (8, 80, 8000)]
-    needed = [evaluator.prepare(table(), [shape], NUM_NEGATIVES) for shape in shapes]
+    needed = [evaluator.prepare(table(), [shape], (4, 10)) for shape in shapes]
     assert needed[0] < needed[1] < needed[2]
     assert needed[2] > 1000 * NUM_ITEMS * 4
 
@@ -246,17 +255,33 @@ def test_missing_users_are_noticed():
     )
     batches = list(evaluation_batches(log(), targets(), max_length=MAX_LENGTH, batch_users=8))
     with pytest.raises(ValueError, match="leave out 8 of 47 users"):
-        evaluator(table(), batches[1:], negatives())
+        evaluator(table(), batches[1:], drawn())
 
 
 def test_summarize():
     full = np.array([1, 3, np.inf, 30.5])
-    ranks = Ranks(full, np.array([2, 3, 1, 31.0]), np.array([1, 1, 2, 11.0]), 31, 30)
+    sampled = {"uni30": np.array([1, 1, 2, 11.0]), "pop30_unseen": np.array([1, 1, 1, 1.0])}
+    sampled["uni30_unseen"] = np.array([1, 1, 2, 6.0])
+    num_seen = np.array([0, 3, 0, 25])
+    ranks = Ranks(full, np.array([2, 3, 1, 31.0]), sampled, 31, 30, num_seen)
     found = summarize(ranks, ks=(1, 10))
     assert found["full/recall@10"] == 0.5 and found["full/ndcg@10"] == (1 + 0.5) / 4
     assert found["full/mrr@1"] == 0.25 and found["full_keep/recall@1"] == 0.25
-    assert found["uni30/recall@10"] == 0.75
+    assert found["uni30/recall@10"] == 0.75 and found["pop30_unseen/recall@1"] == 1
     # All the others were drawn: there is nothing to correct.
-    assert found["uni30_corrected/mrr@10"] == pytest.approx(found["uni30/mrr@10"])
+    for protocol in ("uni30", "uni30_unseen"):
+        for name in ("mrr@10", "recall@1"):
+            corrected = found[f"{protocol}_corrected/{name}"]
+            assert corrected == pytest.approx(found[f"{protocol}/{name}"])
     assert found["repeated_targets"] == 0.25
-    assert len(found) == 4 * 6 + 1
+    assert len(found) == 7 * 6 + 1
+
+
+def test_ranks_of_some_users():
+    ranks = evaluate(with_coverage=True)
+    chosen = np.arange(len(ranks.full)) % 3 == 0
+    some = ranks.of_users(chosen)
+    expected = {name: np.array(values)[chosen] for name, values in slow_ranks().items()}
+    assert_same_ranks(some, expected)
+    assert not some.best_places
+    np.testing.assert_array_equal(some.num_seen, ranks.num_seen[chosen])

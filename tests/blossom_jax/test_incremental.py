@@ -233,6 +233,7 @@ def test_no_program_holds_anything_as_long_as_the_history():
         ({"causal": False}, 38, "model.causal=False"),
         ({"attention": "linear"}, 38, "model.attention='linear' cannot take one event at a time"),
         ({"positions": "learned"}, 38, "needs model.block='post_norm' and model.positions='rope'"),
+        ({"selector": "mean"}, 38, "model.selector='mean' cannot take one event at a time"),
         ({}, 3, "max_events=3 must lie between model.selection_block_size=4"),
         ({}, 39, "max_events=39 .* model.max_length=38"),
     ],

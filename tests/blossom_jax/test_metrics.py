@@ -95,6 +95,22 @@ def test_correction_comes_near_the_full_metrics(concentration):
         assert abs(naive[name] - exact[name]) > 0.5 * exact[name]
 
 
+def test_correction_knows_how_many_items_each_user_draws_from():
+    ranks, excluded = np.array([1, 2, 7, 3, 101.0]), np.array([0, 150, 1999, 2000, 1500])
+    found = metrics.corrected_metrics_from_ranks(
+        ranks, KS, num_items=10_000, num_negatives=100, num_excluded=excluded
+    )
+    alone = [
+        metrics.corrected_metrics_from_ranks(
+            ranks[i : i + 1], KS, num_items=10_000 - seen, num_negatives=100
+        )
+        for i, seen in enumerate([0, 100, 1900, 2000, 1500])  # down to whole hundredths
+    ]
+    for name, value in found.items():
+        assert value == pytest.approx(np.mean([one[name] for one in alone]), abs=1e-12)
+    assert len({one["recall@10"] for one in alone[2:4]}) == 2
+
+
 def test_correction_minimises_bias_and_variance():
     num_items, num_negatives, weight = 12, 4, 0.3
     _, values = metrics._corrected_values((3,), num_items, num_negatives, weight)

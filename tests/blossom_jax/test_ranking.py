@@ -54,16 +54,20 @@ def random_case(seed, users=20, history=12):
     scores[:, [0, *range(NUM_ITEMS + 1, ROWS)]] = 9  # would win, if they were items
     target = rng.integers(1, NUM_ITEMS + 1, users)
     seen = np.stack([rng.permutation(NUM_ITEMS)[:history] for _ in range(users)])
-    return scores, target, seen, metrics.draw_negatives(target, NUM_ITEMS, num=10, seed=seed)
+    sets = [metrics.draw_negatives(target, NUM_ITEMS, num=10, seed=s) for s in (seed, seed + 1)]
+    negatives = np.stack(sets, axis=1)
+    negatives[::2, 1, 4:] = 0  # some users have fewer in the second protocol
+    return scores, target, seen, negatives
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_every_protocol_is_what_sorting_gives(chunk):
     items = set(range(1, NUM_ITEMS + 1))
     for scores, target, seen, negatives in zip(*random_case(chunk), strict=True):
-        full, full_keep, uniform = jitted(catalogue(chunk=chunk))(scores, target, seen, negatives)
+        ranks = jitted(catalogue(chunk=chunk))(scores, target, seen, negatives)
+        full, full_keep, sampled = (each[0] for each in ranks)
         assert full_keep == slow_rank(scores, target, items)
-        assert uniform == slow_rank(scores, target, negatives)
+        assert sampled.tolist() == [slow_rank(scores, target, row[row > 0]) for row in negatives]
         new = slow_rank(scores, target, items - {*seen})
         assert full == (np.inf if target in seen else new)
 
@@ -81,10 +85,10 @@ def test_every_protocol_is_what_sorting_gives(chunk):
     ],
 )
 def test_ranks_by_hand(scores, rank):
-    others = np.array([2, 3, 4])
+    others = np.array([[2, 3, 4]])
     arguments = np.array(scores, np.float32), np.int32(1), np.zeros(2, np.int32), others
-    full, full_keep, uniform = jitted(catalogue(num_items=4, chunk=5))(*arguments)
-    assert full == full_keep == uniform == rank  # all others as negatives are the full ranking
+    full, full_keep, sampled = jitted(catalogue(num_items=4, chunk=5))(*arguments)
+    assert full == full_keep == sampled == rank  # all others as negatives are the full ranking
 
 
 def model_case(users=16, rows=640, width=48):
@@ -92,7 +96,7 @@ def model_case(users=16, rows=640, width=48):
     rng = np.random.default_rng(0)
     hidden, half = rng.normal(size=(users, width)), rng.normal(size=(rows // 2, width))
     target, seen = rng.integers(1, rows - 9, users), rng.permutation(rows - 9)[: users * 8]
-    negatives = metrics.draw_negatives(target, rows - 10, num=10)
+    negatives = metrics.draw_negatives(target, rows - 10, num=10)[:, None]
     arrays = hidden, np.concatenate([half, half])
     return (*(a.astype(np.float32) for a in arrays), target, seen.reshape(users, 8), negatives)
 
@@ -136,7 +140,7 @@ def test_best_places_over_several_batches():
 
 def test_memory_is_bounded_by_the_chunk():
     def temporary_bytes(rows, chunk):
-        shapes = (128, 16), (rows, 16), (128,), (128, 64), (128, 100)
+        shapes = (128, 16), (rows, 16), (128,), (128, 64), (128, 4, 100)
         dtypes = jnp.float32, jnp.float32, *[jnp.int32] * 3
         arrays = map(jax.ShapeDtypeStruct, shapes, dtypes)
         compiled = jax.jit(rank_targets, static_argnums=5).lower(

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from blossom_jax.data import load_dataset
-from experiments import _cli, prepare_data
+from experiments import _advice, _cli, prepare_data
 
 NAMES = ["--user-column=u", "--item-column=i", "--time-column=t"]
 
@@ -63,7 +63,38 @@ def test_known_data_set(tmp_path, monkeypatch, capsys):
     assert _run("--dataset=synthetic") == 0
     printed = capsys.readouterr().out
     assert "2,000 users asked" in printed
+    assert "popular test targets" not in printed and "advice" not in printed
     assert f"--config.data.path={tmp_path / 'cache' / 'prepared' / 'synthetic-'}" in printed
+
+
+def test_a_card_and_advice_with_its_reasons(tmp_path, csv_file, capsys):
+    flags = [f"--input={csv_file}", *NAMES, f"--output={tmp_path / 'out'}", "--card", "--advise"]
+    assert _run(*flags) == 0
+    lines = dict(
+        line.strip().split(": ", 1) for line in capsys.readouterr().out.splitlines() if line
+    )
+    assert lines["before a test target"].startswith("min 3, ")
+    assert lines["repeats"].startswith("22.2% of events")  # x of a and of b: 2 of 9
+    assert "experiments.evaluate --workdir=RUN --shuffle" in lines["worth of order"]
+    assert lines["model.attention"].startswith("use dense. 95% of histories are within 80 events")
+    trained = lines["train on it with"]
+    assert lines["advice"] == (
+        f"{trained} --config.model.attention=dense --config.model.max_length=50 "
+        "--config.data.row_length=64"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "attention", "length"),
+    [(80, "dense", 100), (81, "dense", 100), (600, "dense", 600), (4096, "blossom", 4100)],
+)
+def test_advice_goes_by_the_length_of_histories(wanted, attention, length):
+    advice = _advice.advice({"test_length": {95: float(wanted)}}, "train")
+    assert advice.splitlines()[-1].strip() == (
+        f"advice: train --config.model.attention={attention} "
+        f"--config.model.max_length={length} --config.data.row_length={length}"
+    )
+    assert "not measured" in advice
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from blossom_jax import metrics
 from blossom_jax.data import from_table, interactions
 from blossom_jax.errors import UserError
-from experiments import _workdir, evaluate, train
+from experiments import _ranks, _workdir, evaluate, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIZES = {
@@ -115,6 +116,29 @@ def test_results_hold_what_is_needed_to_judge_them(whole):
     assert results["data"]["content_hash"]
 
 
+def test_the_protocol_is_saved_and_printed(whole):
+    workdir, printed = whole
+    results = results_of(workdir)
+    card = results["protocol"]
+    assert card["data_hash"] == results["data"]["content_hash"]
+    assert card["commit"] == results["commit"]
+    assert (card["rule"], card["negatives"]["number"]) == ("leave_one_out", 10)
+    shown = printed[printed.index("\nprotocol\n") :]
+    for protocol in ("full", "full_keep", "uni10", "uni10_unseen", "pop10", "pop10_unseen"):
+        assert f"{protocol}/recall@10" in results["test"]
+        assert f"\n  {protocol}  " in shown
+    assert card["data_hash"][:16] in shown and "56 users" in shown
+
+
+def test_the_rank_of_every_target_is_saved(whole):
+    workdir, _ = whole
+    for protocol in ("full", "pop10_unseen"):
+        users, ranks = _ranks.read(workdir, protocol)
+        assert len(users) == 56
+        expected = results_of(workdir)["test"][f"{protocol}/ndcg@10"]
+        assert metrics.gains_from_ranks(ranks, "ndcg@10").mean() == pytest.approx(expected)
+
+
 def test_metrics_are_logged_as_often_as_asked(whole):
     lines = [json.loads(line) for line in (whole[0] / "metrics.jsonl").read_text().splitlines()]
     steps = {
@@ -174,6 +198,36 @@ def test_evaluating_again_gives_the_same(whole):
     measured = json.loads(run("evaluate", f"--workdir={workdir}", "--json"))
     assert measured["model"] == results_of(workdir)["test"]
     assert measured["popularity"] == results_of(workdir)["popularity"]
+
+
+def test_evaluating_again_with_less_of_each_history_and_out_of_order(whole):
+    workdir, _ = whole
+    test = results_of(workdir)["test"]
+    measured = evaluate.perturbed(workdir, "test", lengths=[2, 8, 999])
+    rows = measured["rows"]
+    assert [row["last"] for row in rows] == [2, 8, 16]  # the model sees 16 events at most
+    assert rows[0]["changed"] > rows[1]["changed"] > rows[2]["changed"] > 0
+    # The next item is one place along the ring, which the last event tells.
+    assert rows[0]["full/ndcg@10"] > 0.5 * rows[2]["full/ndcg@10"] > 0
+    assert {name: rows[2][name] for name in test if "coverage" not in name} == {
+        name: value for name, value in test.items() if "coverage" not in name
+    }
+    shuffled = evaluate.perturbed(workdir, "test", lengths=[])["rows"]
+    assert shuffled[0]["full/ndcg@10"] == test["full/ndcg@10"]
+    assert max(row["full/ndcg@10"] for row in shuffled[1:]) < 0.7 * test["full/ndcg@10"]
+
+
+def test_a_run_can_be_evaluated_with_another_selector(whole):
+    # With all blocks chosen it does not matter who chooses; and none but the model's own counts.
+    every = "--config.model.num_selected_blocks=8"
+    found = [
+        evaluate.evaluate(whole[0], "test", overrides=[every, f"--config.model.selector={name}"])
+        for name in ("compressor", "recent")
+    ]
+    assert found[0]["model"] == pytest.approx(found[1]["model"], rel=1e-3)
+    assert found[0]["model"]["full/ndcg@10"] > found[0]["popularity"]["full/ndcg@10"]
+    with pytest.raises(UserError, match="shape .* in the run, and .* choose values that leave it"):
+        evaluate.evaluate(whole[0], "test", overrides=["--config.model.hidden_size=32"])
 
 
 def test_another_config_is_refused_with_both_values(whole, log):

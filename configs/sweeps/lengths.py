@@ -1,0 +1,22 @@
+"""Does length pay? Blossom and dense attention over ever more events of each history.
+
+    python -m experiments.sweep --config=configs/ml_1m.py --sweep=configs/sweeps/lengths.py \
+        --seeds=3 --workdir=runs/ml_1m_lengths
+
+Training rows hold 2,000 tokens whatever the length, so that every row of the table trains on as
+many tokens a step, packed from more or fewer histories.
+"""
+
+
+def get_sweep() -> dict:
+    """Returns the sweep."""
+    rows: dict[str, dict] = {}
+    for length in (50, 100, 200, 500, 1000, 2000):
+        sizes = {
+            "model.max_length": length,
+            "data.row_length": 2000,
+            "train.batch_rows": 8,
+        }
+        rows[f"blossom_{length}"] = sizes
+        rows[f"dense_{length}"] = sizes | {"model.attention": "dense"}
+    return {"reference": "blossom_50", "metric": "full/ndcg@10", "rows": rows}

@@ -1,0 +1,58 @@
+"""Advises a configuration for a log, as far as docs/hyperparameters.md has measurements."""
+
+import math
+from collections.abc import Iterator
+
+from blossom_jax.data.statistics import Statistics
+from experiments._data_card import align
+
+_ENOUGH = 95  # percent of the histories asked for that must fit
+_SEES_ALL = 80  # (N + 1) S at the released sizes: up to this length nothing is left out
+_FASTER_FROM = 4096  # on an H100, than dense attention with whatever heads suit it best
+_LENGTH_STEP, _LONGEST = 50, 16_384  # as published lengths are; the longest that was timed
+
+
+def advice(log: Statistics, train_command: str) -> str:
+    """Returns a command to train with, and the reasons.
+
+    Args:
+      log: What the log is like.
+      train_command: Trains on the log with the defaults.
+    """
+    return align(_lines(log, train_command))
+
+
+def _lines(log: Statistics, train_command: str) -> Iterator[tuple[str, str]]:
+    wanted = log["test_length"][_ENOUGH]
+    length = min(math.ceil(wanted / _LENGTH_STEP) * _LENGTH_STEP, _LONGEST)
+    yield (
+        "model.max_length",
+        f"{length:,}: {_ENOUGH}% of the histories that test asks for have {wanted:,.0f} events at "
+        "most. Whether less would do is not measured: configs/sweeps/lengths.py trains several",
+    )
+    attention, reason = _attention(wanted)
+    yield "model.attention", reason
+    sizes = f"--config.model.max_length={length} --config.data.row_length={max(length, 64)}"
+    yield "advice", f"{train_command} --config.model.attention={attention} {sizes}"
+
+
+def _attention(wanted: float) -> tuple[str, str]:
+    """Says which attention to use for histories of a length, and why."""
+    if wanted <= _SEES_ALL:
+        return "dense", (
+            f"use dense. {_ENOUGH}% of histories are within {_SEES_ALL} events, up to where "
+            "Blossom at the released sizes leaves nothing out. On Yelp and Amazon Beauty, as short "
+            "as that, the two measured alike"
+        )
+    if wanted < _FASTER_FROM:
+        return "dense", (
+            f"use dense. Below {_FASTER_FROM:,} events dense attention with few wide heads was the "
+            "faster one on an H100, and no accuracy of Blossom on real histories longer than "
+            f"{_SEES_ALL} events is measured yet. Where there is no GPU, or heads must be narrow, "
+            "compare the two by configs/sweeps/selectors.py"
+        )
+    return "blossom", (
+        f"use Blossom, for its cost: from {_FASTER_FROM:,} events on it was the faster one on an "
+        "H100. Whether it is as accurate there is not measured yet: configs/sweeps/lengths.py "
+        "compares it with dense attention"
+    )

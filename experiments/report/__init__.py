@@ -1,0 +1,1 @@
+"""One page of pictures and tables about finished runs and sweeps."""

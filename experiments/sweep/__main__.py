@@ -1,0 +1,72 @@
+r"""Trains the rows of a table with several seeds, and says which differences are more than noise.
+
+    python -m experiments.sweep --config=configs/yelp.py --sweep=configs/sweeps/quickstart.py \
+        --seeds=5 --workdir=runs/yelp_sweep
+
+configs/sweeps/quickstart.py tells the format of sweep files. The same command again resumes what
+was stopped, and prints the table again when all is done. More seeds, or more rows, may be asked for
+later. Every row is trained in a process of its own; `--jobs=2` trains two rows at a time.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from blossom_jax.errors import UserError
+from experiments import _cli
+from experiments.sweep import folder, processes, runs
+from experiments.sweep.definition import Sweep, load_sweep, with_values
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains what is missing, then compares."""
+    parser = _cli.ArgumentParser(prog="python -m experiments.sweep", description=__doc__)
+    parser.add_argument("--sweep", required=True, metavar="FILE.py", help="rows and grid")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each row")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the sweep")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="rows at a time")
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="train the seeds of a row as one program: one device, and memory for all of them",
+    )
+    parser.add_argument("--only", metavar="ROW", help="train this row alone, and compare nothing")
+    arguments = _cli.parse_with_config(parser, argv)
+    sweep, config = load_sweep(arguments.sweep), arguments.config
+    for name, least in (("seeds", 1), ("jobs", 1)):
+        if (value := getattr(arguments, name)) < least:
+            raise UserError(f"--{name} must be at least {least}, got {value}")
+    workdir = pathlib.Path(arguments.workdir)
+    seeds = [config.seed + n for n in range(arguments.seeds)]
+    if arguments.only is not None:
+        return _train_one(arguments, sweep, seeds)
+    for changes in sweep.rows.values():
+        for point in sweep.points():  # a mistake is refused before anything is trained
+            with_values(config, changes | point)
+    folder.write_definition(workdir, sweep, seeds, config.eval.metric)
+    commands = {
+        row: [sys.executable, "-m", "experiments.sweep", *argv, f"--only={row}"]
+        for row in sweep.rows
+    }
+    codes = processes.run_all(commands, jobs=arguments.jobs)
+    print(folder.summarize(workdir))
+    return next((code for code in codes.values() if code), 0)
+
+
+def _train_one(arguments: argparse.Namespace, sweep: Sweep, seeds: Sequence[int]) -> int:
+    if arguments.only not in sweep.rows:
+        raise UserError(f"--only={arguments.only}: the rows are {', '.join(sweep.rows)}")
+    finished = runs.train_row(
+        sweep,
+        arguments.only,
+        arguments.config,
+        seeds,
+        pathlib.Path(arguments.workdir),
+        together=arguments.together,
+    )
+    return 0 if finished else processes.STOPPED
+
+
+if __name__ == "__main__":
+    _cli.run(main)
