@@ -252,4 +252,5 @@ def _dense(attention, x, q, history, new):
 
 
 _ATTEND = {"blossom": _both_paths, "ltis": _long_term, "stis": _short_term, "dense": _dense}
+ATTENTIONS = tuple(_ATTEND)  # those that can be stepped
 _SELECTING = ("blossom", "ltis")  # those that have summary keys

@@ -8,7 +8,6 @@ from flax import nnx
 
 from blossom_jax import incremental
 from blossom_jax.attention import split_heads
-from blossom_jax.config import ATTENTIONS
 from blossom_jax.errors import UserError
 from blossom_jax.incremental_recommender import IncrementalRecommender
 from blossom_jax.model import BlossomRec, ModelConfig
@@ -80,7 +79,7 @@ def largest_error(recommender, items, want, begun=(0, 13)):
     )
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", incremental.ATTENTIONS)
 def test_every_step_gives_the_scores_of_the_whole_model(attention):
     layers = 2 if attention == "blossom" else 1
     model = make(attention=attention, num_layers=layers)
@@ -198,7 +197,7 @@ def test_long_histories_are_started_from_their_end():
     np.testing.assert_array_equal(recommender.scores(long), recommender.scores(short))
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("attention", incremental.ATTENTIONS)
 def test_bytes_are_those_of_the_rings(attention):
     config = ModelConfig(**SIZES | {"attention": attention, "dtype": "bfloat16"})
     model = nnx.eval_shape(lambda: BlossomRec(config, NUM_ITEMS, rngs=nnx.Rngs(0)))
@@ -232,6 +231,8 @@ def test_no_program_holds_anything_as_long_as_the_history():
     ("changes", "max_events", "message"),
     [
         ({"causal": False}, 38, "model.causal=False"),
+        ({"attention": "linear"}, 38, "model.attention='linear' cannot take one event at a time"),
+        ({"positions": "learned"}, 38, "needs model.block='post_norm' and model.positions='rope'"),
         ({"selector": "mean"}, 38, "model.selector='mean' cannot take one event at a time"),
         ({}, 3, "max_events=3 must lie between model.selection_block_size=4"),
         ({}, 39, "max_events=39 .* model.max_length=38"),
