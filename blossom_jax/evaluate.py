@@ -139,7 +139,7 @@ class Evaluator:
         place = sharding.batch_sharding(self._mesh)
         needed = [0]
         for rows, length, seen in shapes:
-            widths = {"item_ids": [length], "positions": [length], "last": [], "target": []}
+            widths = {"item_ids": [length], "positions": [length], "target": []}
             widths |= {"seen": [seen], "negatives": [num_negatives]}
             inputs = {
                 name: jax.ShapeDtypeStruct((rows, *width), jnp.int32, sharding=place)

@@ -72,7 +72,6 @@ def history_batches(
       Dicts of arrays (int32; row is int64) of b rows, filled up with empty rows:
         item_ids: [b, l], left-aligned, 0 = padding.
         positions: [b, l], 0, 1, ..., -1 = padding.
-        last: [b], column of the last event.
         seen: [b, s], every item of the history, however long, 0 = padding.
         row: [b], which history this is; -1 in empty rows.
     """
@@ -123,7 +122,6 @@ def _history_batch(histories: Histories, rows: Int[np.ndarray, "b"], shape: Batc
     return {
         "item_ids": _events_before(histories.items, end, length, shape.length),
         "positions": np.where(column < length[:, None], column, -1).astype(np.int32),
-        "last": np.maximum(length - 1, 0).astype(np.int32),
         "seen": _events_before(histories.items, end, history, shape.seen),
         "row": rows,
     }

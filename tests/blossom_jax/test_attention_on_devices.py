@@ -61,8 +61,11 @@ def test_rows_stay_where_they_are(implementation):
         assert np.linalg.norm(eight - one) <= 1e-5 * np.linalg.norm(one)
 
 
-@pytest.mark.parametrize("attention", ["ltis", "stis"])
-def test_rows_of_one_path_alone_stay_too(attention):
+@pytest.mark.parametrize("attention", ["blossom", "ltis", "stis"])
+def test_all_that_devices_exchange_is_the_sum(attention):
     params, batch, loss = prepare(attention, "triton_interpret", (4, 2))
     compiled = jax.jit(loss).lower(params, batch).compile(QUICK)
+    # Left to itself, XLA shares every tile that a kernel reads by summing it over all devices.
+    exchanged = re.findall(r"= (\S+|\(.*?\)) (all-reduce|reduce-scatter)\(", compiled.as_text())
+    assert exchanged == [("f32[]", "all-reduce")]
     assert not MOVES.search(compiled.as_text())

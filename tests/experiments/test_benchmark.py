@@ -37,6 +37,8 @@ PADDED = {
         (["attention", "--implementations=fast"], "'fast' is none of auto, triton"),
         (["attention", "--lengths=64,96", "--tokens=256"], "no whole number of rows of length=96"),
         (["attention", "--rows=1", "--tokens=64"], "not allowed with argument --rows"),
+        (["latency", "--items=9", "--top-k=10"], "--top-k=10 exceeds a catalogue of 9"),
+        (["bounded"], "--workdir"),
         (["tune", "--output=tiles.json"], "tune needs a GPU"),
         (["tune", "--output=no/such/folder/tiles.json"], "there is no folder no/such/folder"),
         (["gpu-report"], "--output"),

@@ -24,7 +24,6 @@ def assert_row_holds(batch, i, history, answer):
     padding = batch["item_ids"].shape[1] - len(inputs)
     assert batch["item_ids"][i].tolist() == inputs + [0] * padding
     assert batch["positions"][i].tolist() == [*range(len(inputs))] + [-1] * padding
-    assert batch["last"][i] == len(inputs) - 1
     assert batch["target"][i] == answer
     assert batch["seen"][i].tolist() == history + [0] * (batch["seen"].shape[1] - len(history))
 
@@ -48,7 +47,7 @@ def test_filler_rows_are_empty():
     (batch,) = batches_of(log, leave_one_out(log).valid)
     assert sorted(batch["row"]) == [-1] * 5 + [0, 1, 2]
     empty = batch["row"] == -1
-    for name, value in {"item_ids": 0, "positions": -1, "last": 0, "target": 0, "seen": 0}.items():
+    for name, value in {"item_ids": 0, "positions": -1, "target": 0, "seen": 0}.items():
         assert (batch[name][empty] == value).all()
         assert batch[name].dtype == np.int32
 
