@@ -126,12 +126,13 @@ class BlossomAttention(Attention):
 
         Returns:
           {"gates": weights of the (long-term, short-term) path in each head, "slots": the blocks
-          that are selected, as `block_selection` numbers them}; of a single path, its own alone.
+          that are selected, as `block_selection` numbers them}; of a single path, its own alone,
+          and no slots where averages take the place of blocks.
         """
         decisions = {}
         if self.config.attention == "blossom":
             decisions["gates"] = self.gates(x)
-        if self.config.attention != "stis":
+        if self.config.attention != "stis" and self.config.selector not in SUMMARIES:
             q, k, _ = split_heads(self.qkv(x), positions, self.config)
             decisions["slots"], _ = self._select(q, k, positions)
         return decisions

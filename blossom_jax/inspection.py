@@ -21,8 +21,10 @@ def decisions(
 
     Returns:
       {"gates": [B, L, H, 2], "slots": [B, L, G, N]} for each layer; {} for attention that decides
-      nothing, such as dense attention.
+      nothing, such as dense attention, and inside HSTU's block, which changes queries and keys.
     """
+    if model.config.block == "hstu":
+        return [{} for _ in model.layers]
     found: list[Decisions] = []
     attentions = [layer.attention for layer in model.layers]
     try:

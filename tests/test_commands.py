@@ -17,6 +17,7 @@ import pytest
 
 from blossom_jax.data import load, registry
 from blossom_jax.errors import UserError
+from configs.sweeps import quickstart
 from experiments import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -45,6 +46,8 @@ SMALL = {
     "train": [f"--config.{key}={value}" for key, value in TRAIN.items()],
     "benchmark throughput": ["--rounds=1", "--batch-rows=2"],
     "benchmark attention": ["--rounds=1", "--lengths=32", "--tokens=64"],
+    "benchmark loss": ["--rounds=1", "--items=30,60", "--lengths=4,8", "--losses=plain,bce"],
+    "benchmark step": ["--rounds=1", "--items=30", "--lengths=8", "--steps=cross_entropy"],
     "benchmark latency": [
         "--rounds=1",
         "--events=2",
@@ -59,6 +62,9 @@ SMALL = {
     ],
     "benchmark gpu-report": ["--rounds=1", "--lengths=32", "--tokens=64", "--seconds=1"],
 }
+SMALL["sweep"] = [*SMALL["train"], "--seeds=2"]
+SMALL["baselines"] = SMALL["train"]
+TRAINS = ("train", "sweep", "baselines")  # write the folder that --workdir names
 # Commands that need what is not here, and what they say then.
 REFUSED = {"benchmark tune": "tune needs a GPU"}
 
@@ -66,12 +72,13 @@ REFUSED = {"benchmark tune": "tune needs a GPU"}
 def commands(page):
     """Returns the commands of a page, in blocks of shell or in a sentence, as lists of words."""
     found = []
-    for block, inline in re.findall(
-        r"```bash\n(.*?)```|`(python -m [^`]*)`", page.read_text(), re.S
-    ):
+    pattern = r"```bash\n(.*?)```|`(python -m [^`]*)`"
+    for block, inline in re.findall(pattern, page.read_text(), re.DOTALL):
+        *codes, block = re.split(r"python - <<'MAKE'\n(.*?)MAKE\n", block, flags=re.DOTALL)
+        found += [["python", "-", code] for code in codes[1::2]]
         lines = block.replace("\\\n", " ").splitlines() or [inline.replace("\n", " ")]
         found += [shlex.split(line, comments=True) for line in lines]
-    return [words for words in found if words[:2] == ["python", "-m"]]
+    return [words for words in found if words[:2] in (["python", "-m"], ["python", "-"])]
 
 
 def small(command):
@@ -100,7 +107,7 @@ def log(tmp_path_factory):
 def here(log, tmp_path, monkeypatch):
     """Goes to an empty folder like a clone's, where every data set by name is the one log."""
     tiny = registry.File("log.csv", "csv", columns=registry.Columns("user", "item", "time"))
-    sets = {name: registry.Dataset((tiny,), "none") for name in registry.DATASETS}
+    sets = {name: registry.Dataset((tiny,), "none") for name in [*registry.DATASETS, "NAME"]}
     monkeypatch.setattr(load, "DATASETS", sets)
     monkeypatch.setenv("BLOSSOM_DATA", str(log))
     monkeypatch.setenv("BLOSSOM_CACHE", str(tmp_path / "cache"))
@@ -127,13 +134,19 @@ def lay_run(workdir, trained):
 def runs_of(name, arguments):
     """Returns the folders of the runs that a command reads."""
     words = itertools.chain.from_iterable(word.split("=", 1) for word in arguments)
-    flags = {"--config.train.init_from", *([] if name == "train" else ["--workdir"])}
-    return [pathlib.Path(value) for flag, value in itertools.pairwise(words) if flag in flags]
+    flags = {"--config.train.init_from"} | ({"--workdir"} if name not in TRAINS else set())
+    runs = [pathlib.Path(value) for flag, value in itertools.pairwise(words) if flag in flags]
+    return runs + [pathlib.Path(w) for w in arguments if name == "report" and w[0] != "-"]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda p: p.name)
 def test_commands_run(page, here, trained):
     for command in commands(page):
+        if command[1] == "-":
+            exec(
+                compile(command[2].replace("num_users=6000", "num_users=60"), page.name, "exec"), {}
+            )
+            continue
         name, arguments = small(command)
         for run in runs_of(name, arguments):
             if not run.exists():
@@ -141,7 +154,15 @@ def test_commands_run(page, here, trained):
         refused = REFUSED.get(f"{name} {arguments[0]}")
         print("$", shlex.join([*command[:3], *arguments]))  # pytest shows it if the command fails
         with pytest.raises(UserError, match=refused) if refused else contextlib.nullcontext():
-            main_of(command[2])(arguments)
+            run_command(name, main_of(command[2]), arguments)
+
+
+def run_command(name, main, arguments):
+    """Runs a command in this process; a sweep would give each row one, which knows no tiny log."""
+    if name == "sweep":
+        for row in quickstart.get_sweep()["rows"]:
+            main([*arguments, f"--only={row}"])
+    main(arguments)
 
 
 def main_of(module):
@@ -150,5 +171,5 @@ def main_of(module):
 
 
 def test_every_small_setting_serves_a_command():
-    shown = {small(command)[0] for page in PAGES for command in commands(page)}
+    shown = {small(c)[0] for page in PAGES for c in commands(page) if c[1] == "-m"}
     assert {key.split()[0] for key in SMALL} <= shown

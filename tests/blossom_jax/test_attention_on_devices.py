@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from blossom_jax import sharding
-from blossom_jax.attention import make_attention
 from blossom_jax.config import ModelConfig
+from blossom_jax.mixers import make_mixer
 
 SIZES = {
     "hidden_size": 32,
@@ -30,7 +30,7 @@ MOVES = re.compile("all-gather|all-to-all|collective-permute")
 def prepare(attention, implementation, shape):
     """Returns the mesh, the parameters, and what maps these and a batch to a number."""
     config = ModelConfig(attention=attention, implementation=implementation, **SIZES)
-    graphdef, params = nnx.split(make_attention(config, rngs=nnx.Rngs(0)), nnx.Param)
+    graphdef, params = nnx.split(make_mixer(config, rngs=nnx.Rngs(0)), nnx.Param)
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[: shape[0] * shape[1]])
 
     def loss(params, batch):

@@ -89,9 +89,9 @@ def test_every_mesh_agrees(mesh):
     targets[:6] = 0  # the first of 8 devices has nothing to do
     mesh = sharding.make_mesh(*mesh, devices=jax.devices()[: mesh[0] * mesh[1]])
     placed = (
-        jax.device_put(hidden, sharding.batch_sharding(mesh)),
+        jax.device_put(hidden, jax.NamedSharding(mesh, sharding.ROWS)),
         jax.device_put(table, jax.NamedSharding(mesh, sharding.TABLE_ROWS)),
-        jax.device_put(targets, sharding.batch_sharding(mesh)),
+        jax.device_put(targets, jax.NamedSharding(mesh, sharding.ROWS)),
     )
     found = loss_and_gradients(*placed, mesh=mesh)
     assert_equal_to_dense(found, hidden, table, targets)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from blossom_jax.attention import make_attention
 from blossom_jax.compression import mean_keys
 from blossom_jax.config import SELECTORS, ModelConfig
 from blossom_jax.errors import UserError
+from blossom_jax.mixers import make_mixer
 from blossom_jax.selectors import most_attended_blocks, random_blocks, recent_blocks
 from blossom_jax.summary_attention import summary_attention
 from pallas_kernels import selected_attention
@@ -34,7 +34,7 @@ LENGTHS = (41, 1, 22)
 
 def make(selector, attention="blossom"):
     config = ModelConfig(**SIZES, selector=selector, attention=attention)
-    module = make_attention(config, rngs=nnx.Rngs(0))
+    module = make_mixer(config, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     state = nnx.state(module, nnx.Param)
     draw = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) / 2, x.dtype), state)
@@ -161,11 +161,11 @@ def test_gates_that_are_not_learned_weigh_the_paths_alike():
     x, positions = batch(lengths=(20,))
     # A learned gate that starts wide open is the sum.
     config = ModelConfig(**SIZES, gate_bias_ltis=20.0, gate_bias_stis=20.0)
-    learned = make_attention(config, rngs=nnx.Rngs(0))
+    learned = make_mixer(config, rngs=nnx.Rngs(0))
     want = np.asarray(jax.jit(learned)(x, positions))
     assert np.abs(want).max() > 1e-5
     for gate, weight in (("sum", 1), ("average", 0.5)):
-        module = make_attention(ModelConfig(**SIZES, gate=gate), rngs=nnx.Rngs(1))
+        module = make_mixer(ModelConfig(**SIZES, gate=gate), rngs=nnx.Rngs(1))
         assert not hasattr(module, "gate")
         for part in ("qkv", "compressor", "out"):
             nnx.update(getattr(module, part), nnx.state(getattr(learned, part)))

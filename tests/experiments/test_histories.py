@@ -22,7 +22,7 @@ def _rank(asked):
     def rank(interactions, last):
         asked.append((interactions.items.tolist(), last))
         ranks = np.full(2, 10.0 / last)
-        return Ranks(ranks, ranks, ranks, num_items=16, num_negatives=5)
+        return Ranks(ranks, ranks, {}, num_items=16, num_negatives=5, num_seen=np.zeros(2, int))
 
     return rank
 

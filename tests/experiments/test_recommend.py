@@ -152,7 +152,7 @@ def test_predicting_equals_evaluating(log, workdir):
         config, events, _setup.load_data(config)[1], "test", recommender.model.mesh
     )
     evaluator = _evaluation.make_evaluator(
-        config, *evaluate._scores(recommender.model)[:1], events.num_items, recommender.model.mesh
+        config, evaluate._encoder(recommender.model)[0], events.num_items, recommender.model.mesh
     )
     ranks = evaluation.rank(evaluator, recommender.model.params)
     for exclude_seen, expected in ((True, ranks.full), (False, ranks.full_keep)):
