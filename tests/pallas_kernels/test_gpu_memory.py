@@ -27,10 +27,9 @@ def test_a_training_step_grows_linearly(gpu_compiler, implementation):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("program", "limit"), [*zip(LONG_STEPS, (14 * GB, 9 * GB), strict=True)])
-def test_a_step_of_a_million_tokens_is_small(gpu_compiler, program, limit):
-    # 64 x 16,384 with the defaults of configs/common.py; the goal is 80 GB.
-    assert temporary_bytes(gpu_compiler, program) < limit
+def test_a_step_of_a_million_tokens_is_small(gpu_compiler):
+    # 64 x 16,384 with the defaults of configs/common.py, nothing computed anew; the goal is 80 GB.
+    assert temporary_bytes(gpu_compiler, LONG_STEPS[0]) < 14 * GB
 
 
 @pytest.mark.parametrize("program", LOSSES, ids=str)
