@@ -1,15 +1,18 @@
 """Builds what a config says about evaluation, for every command that measures a model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import ml_collections
+import tqdm
 
 from blossom_jax import buckets, data, evaluate, memory, negatives, popularity, sharding
 from blossom_jax.config import ModelConfig
 from blossom_jax.data.evaluation_batches import evaluation_batches, evaluation_shapes
 from blossom_jax.errors import UserError
+
+_SHOWN_AFTER_SECONDS = 5.0
 
 
 def make_evaluator(
@@ -133,11 +136,17 @@ class Evaluation:
           params: Likewise.
           extend: Adds to a batch of these targets what its scores are made of besides.
         """
-        batches = (
-            extend(self._targets, batch)
-            for batch in evaluation_batches(*self._users, **self._sizes)
-        )
+        batches = (extend(self._targets, batch) for batch in self._batches())
         return evaluator(params, batches, self._negatives, with_coverage=self._with_coverage)
+
+    def _batches(self) -> Iterator[dict]:
+        """Yields the batches; on a terminal, and if that takes long, a bar shows how far it is."""
+        users = len(self._targets.users)
+        options = {"unit": " users", "leave": False, "delay": _SHOWN_AFTER_SECONDS}
+        with tqdm.tqdm(total=users, desc="evaluating", disable=None, **options) as bar:
+            for batch in evaluation_batches(*self._users, **self._sizes):
+                yield batch
+                bar.update(int((batch["row"] >= 0).sum()))
 
     def summarize(self, ranks: evaluate.Ranks) -> dict[str, float]:
         """Returns the metrics of all protocols by name."""

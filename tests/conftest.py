@@ -13,7 +13,12 @@ os.environ["JAX_PLATFORMS"] = os.environ.get("BLOSSOM_TEST_PLATFORM", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+import hypothesis  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
+
+# A first call compiles, which no deadline foresees; the same commit gives the same examples.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 # The shapes that these modules name are checked whenever a test calls them.
 _ARRAY_MODULES = ("attention", "compression", "layers", "model", "metrics", "evaluate", "negatives")
