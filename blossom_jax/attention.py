@@ -14,6 +14,7 @@ from blossom_jax.compression import KeyCompressor, mean_keys
 from blossom_jax.config import SCORED, SUMMARIES, ModelConfig
 from blossom_jax.summary_attention import summary_attention
 from pallas_kernels import block_selection, blossom_attention, power_attention, selected_attention
+from pallas_kernels.blossom_attention.paths import add_by_gate
 from pallas_kernels.positions import sequence_start
 
 ROPE_THETA = 10000.0
@@ -148,7 +149,7 @@ class BlossomAttention(Attention):
         if self.config.selector not in SCORED:  # the fused op scores blocks itself
             long_term = self._long_term(q, k, v, positions)
             short_term = self._short_term(q, k, v, positions)
-            return (gate[..., :1] * long_term + gate[..., 1:] * short_term).astype(q.dtype)
+            return add_by_gate(gate, long_term, short_term)
         attend = functools.partial(
             blossom_attention,
             window=self.config.window,

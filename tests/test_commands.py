@@ -14,6 +14,7 @@ import shutil
 
 import numpy as np
 import pytest
+from tiny_run import SIZES
 
 from blossom_jax.data import load, registry
 from blossom_jax.errors import UserError
@@ -22,24 +23,11 @@ from experiments import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TRAIN = {
+TRAIN = SIZES | {
     "data.min_user_events": 1,
     "data.min_item_events": 1,
-    "data.row_length": 32,
-    "model.hidden_size": 16,
-    "model.inner_size": 16,
-    "model.num_layers": 1,
-    "model.compress_block_size": 4,
-    "model.compress_stride": 2,
-    "model.selection_block_size": 2,
-    "model.num_selected_blocks": 2,
-    "model.max_length": 16,
-    "train.batch_rows": 8,
-    "train.num_steps": 4,
     "train.warmup_steps": 1,
-    "eval.every_steps": 4,
     "eval.batch_users": 64,
-    "eval.num_negatives": 10,
 }
 # What is added to a command, by its first words; the longest that fits.
 SMALL = {

@@ -10,6 +10,7 @@ from blossom_jax import layers, sharding
 from blossom_jax.attention import DenseAttention, split_heads
 from blossom_jax.config import ModelConfig
 from pallas_kernels import power_attention
+from pallas_kernels.blossom_attention.paths import add_by_gate
 
 
 class DenseGatedAttention(DenseAttention):
@@ -38,5 +39,4 @@ class DenseGatedAttention(DenseAttention):
         )
         short_term = sharding.by_rows(attend)(q, k, v, positions)
         gate = jax.nn.sigmoid(self.gate(x).astype(jnp.float32)).reshape(*q.shape[:3], 2)
-        fused = gate[..., :1] * long_term + gate[..., 1:] * short_term
-        return fused.astype(x.dtype).reshape(x.shape)
+        return add_by_gate(gate, long_term, short_term).reshape(x.shape)
