@@ -159,7 +159,7 @@ class BlossomAttention(Attention):
             **self._selection_sizes,
             **self._causal_and_implementation,
         )
-        summary_keys = self._summary_keys(k, positions)
+        summary_keys = self.summary_keys(k, positions)
         return sharding.by_rows(attend)(q, k, v, summary_keys, gate, positions)
 
     def _long_term(self, q, k, v, positions):
@@ -187,7 +187,7 @@ class BlossomAttention(Attention):
             **self._selection_sizes,
             **self._causal_and_implementation,
         )
-        return sharding.by_rows(select)(q, self._summary_keys(k, positions), positions)
+        return sharding.by_rows(select)(q, self.summary_keys(k, positions), positions)
 
     def _short_term(self, q, k, v, positions):
         attend = functools.partial(
@@ -198,7 +198,10 @@ class BlossomAttention(Attention):
         )
         return sharding.by_rows(attend)(q, k, v, positions)
 
-    def _summary_keys(self, k, positions):
+    def summary_keys(
+        self, k: Float[Array, "B L G D"], positions: Int[Array, "B L"]
+    ) -> Float[Array, "B slots G D"]:
+        """Returns what each block is chosen by, see `compression.summary_keys`."""
         if self.config.selector == "mean":
             keys = mean_keys(k, positions, block_size=self.config.selection_block_size)
         else:

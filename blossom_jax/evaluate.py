@@ -19,7 +19,7 @@ from blossom_jax.ranking import Catalogue, first_places, rank_targets
 Params = Any  # a pytree
 Batch = dict[str, Any]  # of arrays, from evaluation_batches
 KS = (1, 5, 10, 20)
-Encode = Callable[[Params, Batch], tuple[Float[Array, "b M"], Float[Array, "R M"] | None]]
+Encode = Callable[[Params, Batch], tuple[Float[Array, "u M"], Float[Array, "R M"] | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +71,13 @@ def encode_last(graphdef: nnx.GraphDef) -> Encode:
 
     def encode(params, batch):
         model = nnx.merge(graphdef, params)
-        hidden = model.encode_next(batch["item_ids"], batch["positions"])
+        hidden = model.encode_next(batch["item_ids"], batch["positions"], batch["last"])
         return sharding.laid_out(hidden, sharding.ROWS), model.item_embedding.embedding[...]
 
     return encode
 
 
-def last_scores(graphdef: nnx.GraphDef) -> Callable[[Params, Batch], Float[Array, "b items"]]:
+def last_scores(graphdef: nnx.GraphDef) -> Callable[[Params, Batch], Float[Array, "u items"]]:
     """Returns the function that scores every item as the one after each user's history.
 
     Args:
@@ -107,8 +107,8 @@ class Evaluator:
         """Prepares one program; it is compiled once for each shape of batch.
 
         Args:
-          encode: `(params, batch) -> (hidden [b, M], table [R, M])`: their products are the
-            scores, item k at row k. Or (scores [b, R], None), where there is no table.
+          encode: `(params, batch) -> (hidden [u, M], table [R, M])`: their products are the
+            scores, item k at row k. Or (scores [u, R], None), where there is no table.
           num_items: V, size of the catalogue.
           mesh: Devices over which the users of a batch, and the table, are split.
           ks: Where the rankings are cut off whose coverage is asked for.
@@ -155,12 +155,12 @@ class Evaluator:
         """
         place = sharding.batch_sharding(self._mesh)
         needed = [0]
-        for rows, length, seen in shapes:
-            widths = {"item_ids": [length], "positions": [length], "target": []}
-            widths |= {"seen": [seen], "negatives": [*negatives_shape]}
+        for users, *tokens, seen in shapes:
+            sizes = {"item_ids": tokens, "positions": tokens, "last": [users], "target": [users]}
+            sizes |= {"seen": [users, seen], "negatives": [users, *negatives_shape]}
             inputs = {
-                name: jax.ShapeDtypeStruct((rows, *width), jnp.int32, sharding=place)
-                for name, width in widths.items()
+                name: jax.ShapeDtypeStruct(tuple(size), jnp.int32, sharding=place)
+                for name, size in sizes.items()
             }
             program = self._program(params, inputs, *self._coverage_inputs(False))
             needed.append(memory.program_bytes(program))
@@ -203,21 +203,21 @@ class Evaluator:
         places, wanted = self._coverage_inputs(with_coverage)
         found = []
         for batch in batches:
-            row = batch["row"]
-            inputs = {name: array for name, array in batch.items() if name != "row"}
-            inputs["negatives"] = negatives.items[row]
+            user = batch["history"]
+            inputs = {name: array for name, array in batch.items() if name != "history"}
+            inputs["negatives"] = negatives.items[user]
             inputs["seen"] = _different(inputs["seen"])
             inputs = sharding.put_whole(inputs, sharding.batch_sharding(self._mesh))
             arguments = params, inputs, places, wanted
             rank, places = self._program(*arguments)(*arguments)
-            found.append((row, rank))  # the device is still at work on it
+            found.append((user, rank))  # the device is still at work on it
 
         num_users, num_protocols, num_negatives = negatives.items.shape
         widths = {"full": (), "full_keep": (), "sampled": (num_protocols,)}
         ranks = {name: np.full((num_users, *width), np.nan) for name, width in widths.items()}
-        for row, rank in found:
+        for user, rank in found:
             for name, values in rank.items():
-                ranks[name][row[row >= 0]] = np.asarray(values)[row >= 0]
+                ranks[name][user[user >= 0]] = np.asarray(values)[user >= 0]
         if missing := int(np.isnan(ranks["full"]).sum()):
             raise ValueError(f"the batches leave out {missing} of {num_users} users")
         return Ranks(
@@ -231,7 +231,7 @@ class Evaluator:
         )
 
 
-def _different(items: Int[np.ndarray, "b s"]) -> Int[np.ndarray, "b s"]:
+def _different(items: Int[np.ndarray, "u s"]) -> Int[np.ndarray, "u s"]:
     """Keeps each item of a row once; 0 stands for the others."""
     items = np.sort(items, axis=1)
     items[:, 1:][items[:, 1:] == items[:, :-1]] = 0
