@@ -104,7 +104,7 @@ class Evaluator:
         ks: Sequence[int] = KS,
         chunk: int = 2**15,
     ):
-        """Prepares one program; it is compiled once for each shape of batch.
+        """Prepares one program; it is compiled for each shape of batch, and again for coverage.
 
         Args:
           encode: `(params, batch) -> (hidden [u, M], table [R, M])`: their products are the
@@ -119,29 +119,29 @@ class Evaluator:
         num_places = min(max(ks), num_items)
         catalogue = Catalogue(num_items, chunk, mesh)
 
-        def rank(params, batch, best_places, with_coverage):
+        def rank(params, batch, best_places):
             with sharding.traced_on(mesh):
                 hidden, table = encode(params, batch)
             target, seen = batch["target"], batch["seen"]
             ranks = rank_targets(hidden, table, target, seen, batch["negatives"], catalogue)
-
-            def note(best_places):
-                left_out = {"full": seen, "full_keep": jnp.zeros_like(seen[:, :1])}
-                noted = {}
-                for name, items in left_out.items():
-                    score, item = first_places(hidden, table, items, catalogue, k=num_places)
-                    is_place = (target > 0)[:, None] & (score > -jnp.inf)
-                    noted[name] = note_places(best_places[name], item, is_place)
-                return noted
-
-            places = jax.lax.cond(with_coverage, note, lambda same: same, best_places)
-            return ranks._asdict(), places
+            left_out = {"full": seen, "full_keep": jnp.zeros_like(seen[:, :1])}
+            noted = {}
+            for name, best in best_places.items():  # none where no coverage is asked for
+                score, item = first_places(hidden, table, left_out[name], catalogue, k=num_places)
+                is_place = (target > 0)[:, None] & (score > -jnp.inf)
+                noted[name] = note_places(best, item, is_place)
+            return ranks._asdict(), noted
 
         self._rank = jax.jit(rank, donate_argnums=2, out_shardings=sharding.replicated(mesh))
         self._programs = {}
 
     def prepare(
-        self, params: Params, shapes: Iterable[BatchShape], negatives_shape: tuple[int, ...]
+        self,
+        params: Params,
+        shapes: Iterable[BatchShape],
+        negatives_shape: tuple[int, ...],
+        *,
+        with_coverage: bool = False,
     ) -> int:
         """Compiles the programs for all batches ahead of them.
 
@@ -149,6 +149,7 @@ class Evaluator:
           params: Of the model, or ShapeDtypeStructs with the shardings that they will have.
           shapes: From `evaluation_shapes`.
           negatives_shape: (protocols, negatives of a user).
+          with_coverage: As in the calls to come.
 
         Returns:
           Bytes that the largest program holds at once on one device, the parameters included.
@@ -162,21 +163,20 @@ class Evaluator:
                 name: jax.ShapeDtypeStruct(tuple(size), jnp.int32, sharding=place)
                 for name, size in sizes.items()
             }
-            program = self._program(params, inputs, *self._coverage_inputs(False))
+            program = self._program(params, inputs, self._no_places(with_coverage))
             needed.append(memory.program_bytes(program))
         return max(needed)
 
-    def _program(self, params, inputs, places, with_coverage):
-        key = tuple(array.shape for _, array in sorted(inputs.items()))
+    def _program(self, params, inputs, places):
+        key = *places, *(array.shape for _, array in sorted(inputs.items()))
         if key not in self._programs:
-            self._programs[key] = self._rank.lower(params, inputs, places, with_coverage).compile()
+            self._programs[key] = self._rank.lower(params, inputs, places).compile()
         return self._programs[key]
 
-    def _coverage_inputs(self, with_coverage):
-        size = self._num_items + 1
-        places = {name: jnp.full(size, NOWHERE, jnp.int32) for name in ("full", "full_keep")}
-        everywhere = sharding.replicated(self._mesh)
-        return sharding.put_whole((places, np.bool_(with_coverage)), everywhere)
+    def _no_places(self, with_coverage):
+        names = ("full", "full_keep") if with_coverage else ()
+        places = {name: np.full(self._num_items + 1, NOWHERE, np.int32) for name in names}
+        return sharding.put_whole(places, sharding.replicated(self._mesh))
 
     def __call__(
         self,
@@ -200,7 +200,7 @@ class Evaluator:
         Raises:
           ValueError: If a user is missing.
         """
-        places, wanted = self._coverage_inputs(with_coverage)
+        places = self._no_places(with_coverage)
         found = []
         for batch in batches:
             user = batch["history"]
@@ -208,8 +208,7 @@ class Evaluator:
             inputs["negatives"] = negatives.items[user]
             inputs["seen"] = _different(inputs["seen"])
             inputs = sharding.put_whole(inputs, sharding.batch_sharding(self._mesh))
-            arguments = params, inputs, places, wanted
-            rank, places = self._program(*arguments)(*arguments)
+            rank, places = self._program(params, inputs, places)(params, inputs, places)
             found.append((user, rank))  # the device is still at work on it
 
         num_users, num_protocols, num_negatives = negatives.items.shape
@@ -227,7 +226,7 @@ class Evaluator:
             num_items=self._num_items,
             num_negatives=num_negatives,
             num_seen=negatives.num_seen,
-            best_places=jax.device_get(places) if with_coverage else {},
+            best_places=jax.device_get(places),
         )
 
 

@@ -106,7 +106,10 @@ class Evaluation:
             for users, rows, length, seen in self._shapes
         )
         self._check_fits(other_bytes + at_least)
-        needed = evaluator.prepare(params, self._shapes, self._negatives.items.shape[1:])
+        negatives_shape = self._negatives.items.shape[1:]
+        needed = evaluator.prepare(
+            params, self._shapes, negatives_shape, with_coverage=self._with_coverage
+        )
         self._check_fits(other_bytes + needed)
 
     def _check_fits(self, bytes_per_device: int) -> None:
@@ -142,7 +145,7 @@ class Evaluation:
         return evaluator(params, batches, self._negatives, with_coverage=self._with_coverage)
 
     def batches(self) -> Iterator[dict]:
-        """Yields batches of all targets; on a terminal, and if that takes long, a bar shows how far it is."""
+        """Yields all batches; on a terminal, and if that takes long, a bar shows how far it is."""
         users = len(self._targets.users)
         options = {"unit": " users", "leave": False, "delay": _SHOWN_AFTER_SECONDS}
         with tqdm.tqdm(total=users, desc="evaluating", disable=None, **options) as bar:

@@ -30,7 +30,7 @@ _ARRAY_MODULES += ("popularity", "coverage", "buckets", "data.ragged", "data.pac
 _ARRAY_MODULES += ("data.windows", "data.split", "incremental", "incremental_recommender")
 _ARRAY_MODULES += ("losses.cross_entropy", "losses.sampled", "losses.negatives", "losses.objective")
 _ARRAY_MODULES += ("data.train_batches", "data.evaluation_batches")
-_ARRAY_MODULES += ("data.history_batches",)
+_ARRAY_MODULES += ("data.history_batches", "packed_rows", "last_attention")
 # The ops' api.py is left out: its own checks are tested with shapes that are wrong.
 _OPS = ("power_attention", "block_selection", "selected_attention", "blossom_attention")
 _CHECKED = [f"pallas_kernels.{op}.{module}" for op in _OPS for module in ("reference", "xla")]

@@ -72,7 +72,7 @@ def knn_scores(
       batch: From `evaluation_batches`: the events that a model would see.
       decay: Weight of an event over that of the next one; 0 = the last event alone counts.
     """
-    positions, last = batch["positions"], batch["last"]
+    positions, last = jnp.asarray(batch["positions"]), batch["last"]
     index = jnp.arange(positions.shape[1])
     end = sequence_end(positions)
     age = end - 1 - index
