@@ -169,8 +169,8 @@ def _lay_out(
 
 
 def _one_of_few(number: int) -> int:
-    """Rounds up, by an eighth at most, to a number whose first four binary digits say it all."""
-    step = 1 << max(0, number.bit_length() - 4)
+    """Rounds up, by a 16th at most, to a number whose first five binary digits say it all."""
+    step = 1 << max(0, number.bit_length() - 5)
     return -(-number // step) * step
 
 

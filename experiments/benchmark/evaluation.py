@@ -89,8 +89,8 @@ def _count(plan: _plan.Plan) -> tuple[int, int, int]:
 
 
 def _print(record: dict) -> None:
-    header = ("data set", "users", "padding", "CPU ms a user", "CPU s", "epoch", "share")
-    header += ("s", "epoch", "share")
+    header = ["data set", "users", "padding", "CPU ms a user", "CPU s", "epoch", "share"]
+    header += ["s", "epoch", "share"]
     row = (
         record["dataset"],
         f"{record['users']:,}",
