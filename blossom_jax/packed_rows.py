@@ -48,7 +48,7 @@ def one_a_row(
     positions: Int[Array, "B L"],
     last: Int[Array, "U"],
     length: int,
-) -> tuple[Int[Array, "U length"], Int[Array, "U length"]]:
+) -> tuple[Int[Array, "U length"], Int[Array, "U length"], Int[Array, "U"]]:
     """Gives each history a row of its own, left-aligned.
 
     Args:
@@ -58,13 +58,14 @@ def one_a_row(
       length: Of the rows, no shorter than the longest history.
 
     Returns:
-      The items, 0 at padding, and the positions.
+      The items, 0 at padding, the positions, and the places of the last tokens in these rows.
     """
     position = take(positions, last)
     items = read_from(item_ids, last - position, length)
     column = jnp.arange(length, dtype=jnp.int32)
     is_own = column <= position[:, None]
-    return jnp.where(is_own, items, 0), jnp.where(is_own, column, -1)
+    begin = length * jnp.arange(len(last), dtype=jnp.int32)
+    return jnp.where(is_own, items, 0), jnp.where(is_own, column, -1), begin + position
 
 
 def _flat(x):

@@ -61,6 +61,7 @@ def last_scores(
     def score(params, batch):
         rows = batch["item_ids"], batch["positions"], batch["last"]
         length = min(batch["item_ids"].shape[1], longest)
-        return program.call(params, *packed_rows.one_a_row(*rows, length))
+        item_ids, positions, _ = packed_rows.one_a_row(*rows, length)
+        return program.call(params, item_ids, positions)
 
     return score, params

@@ -57,7 +57,7 @@ def drawn():
 
 def encode_by_small_integers(table, batch):
     """Scores that no order of summation rounds: ties are ties on any mesh."""
-    item_ids, positions = one_a_row(
+    item_ids, positions, _ = one_a_row(
         batch["item_ids"], batch["positions"], batch["last"], MAX_LENGTH
     )
     return jnp.sum(table[item_ids] * (positions >= 0)[..., None], axis=1), table

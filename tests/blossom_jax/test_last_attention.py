@@ -63,8 +63,12 @@ def rows_of_their_own(config):
     return items, positions, np.array(last)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_packed_histories_are_encoded_as_each_alone(name):
+@pytest.mark.parametrize(
+    ("name", "own_rows"), [*((name, False) for name in MODELS), ("dense", True)]
+)
+def test_packed_histories_are_encoded_as_each_alone(name, own_rows, monkeypatch):
+    if own_rows:  # as where cuDNN serves
+        monkeypatch.setattr(BlossomRec, "_gains_from_own_rows", True)
     model = make(**MODELS[name])
     config = model.config
     (batch,) = history_batches(
