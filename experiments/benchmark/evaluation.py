@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
         config = importlib.import_module(f"configs.{arguments.dataset}").get_config()
     except ModuleNotFoundError:
         raise UserError(f"--dataset={arguments.dataset}: no config has that name") from None
+    config.train.num_steps = 10_000  # longer than any schedule's warm-up, on the smallest log too
     plan = _plan.make_plan(config)
     with plan.stream:
         train, evaluate = _calls(plan, arguments.steps)
