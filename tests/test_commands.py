@@ -38,7 +38,6 @@ SMALL = {
     "benchmark attention": ["--rounds=1", "--lengths=32", "--tokens=64"],
     "benchmark loss": ["--rounds=1", "--items=30,60", "--lengths=4,8", "--losses=plain,bce"],
     "benchmark step": ["--rounds=1", "--items=30", "--lengths=8", "--steps=cross_entropy"],
-    "benchmark evaluation": ["--rounds=1", "--steps=1"],
     "benchmark latency": [
         "--rounds=1",
         "--events=2",
