@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from blossom_jax import sharding
+from blossom_jax import lazy_rows, sharding
 from blossom_jax.baselines.masking import hide_events
+from blossom_jax.lazy_rows import Examples
 from blossom_jax.losses import Loss
 
 # Folded into the key of a step for its negatives; dropout folds in small numbers.
@@ -85,6 +86,7 @@ def make_train_step(
     *,
     mask_probability: float = 0.0,
     packed: bool = True,
+    lazy_items: bool = False,
 ) -> jax.stages.Wrapped:
     """Returns the jitted step `(state, batch, seed, cumulative_counts=None) -> (state, metrics)`.
 
@@ -105,33 +107,40 @@ def make_train_step(
       mask_probability: Of each event to be hidden, for a model with `objective="masked"`; its
         targets are what is hidden, and the batch's are not read.
       packed: Whether a row may hold several histories, see `BlossomRec`.
+      lazy_items: Whether rows of the item table that a step does not read stay as they are, and
+        their moments too, see `lazy_rows`.
     """
+    masked = nnx.merge(graphdef, like["params"]).config.objective == "masked"
 
-    def mean_loss(params, batch, key, cumulative_counts):
-        model = nnx.merge(graphdef, params)
+    def draw_examples(batch, key, cumulative_counts):
         item_ids, positions, targets = (
             batch[name] for name in ("item_ids", "positions", "targets")
         )
-        if model.config.objective == "masked":
+        if masked:
             key, mask_key = jax.random.split(key)
             item_ids, targets = hide_events(
                 item_ids, positions, mask_key, probability=mask_probability
             )
+        negatives = loss.draw(jax.random.fold_in(key, _NEGATIVES), targets.size, cumulative_counts)
+        return Examples(item_ids, positions, targets.reshape(-1), negatives), key
+
+    def mean_loss(params, examples, key):
+        model = nnx.merge(graphdef, params)
         with sharding.traced_on(mesh):
-            hidden = model(item_ids, positions, dropout_key=key, packed=packed)  # [B, L, M]
-        total, count = loss(
+            hidden = model(
+                examples.item_ids, examples.positions, dropout_key=key, packed=packed
+            )  # [B, L, M]
+        total, count = loss.total(
             hidden.reshape(-1, hidden.shape[-1]),
             model.item_embedding.embedding[...],
-            targets.reshape(-1),
-            jax.random.fold_in(key, _NEGATIVES),
-            cumulative_counts,
+            examples.targets,
+            examples.negatives,
         )
         return total / jnp.maximum(count, 1), (total, count)
 
-    def train_step(state, batch, seed, cumulative_counts=None):
-        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+    def update(state, examples, key):
         (_, (total, count)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
-            state["params"], batch, key, cumulative_counts
+            state["params"], examples, key
         )
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         state = {
@@ -141,6 +150,13 @@ def make_train_step(
         }
         metrics = {"loss_sum": total, "count": count, "grad_norm": optax.tree.norm(grads)}
         return state, jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
+
+    if lazy_items:
+        update = lazy_rows.on_touched_rows(update)
+
+    def train_step(state, batch, seed, cumulative_counts=None):
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        return update(state, *draw_examples(batch, key, cumulative_counts))
 
     keep = jax.tree.map(lambda leaf: leaf.sharding, like)
     return jax.jit(train_step, donate_argnums=0, out_shardings=(keep, sharding.replicated(mesh)))

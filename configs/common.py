@@ -72,6 +72,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.b2 = 0.98
     config.train.clip_norm = 1.0  # 0 = no clipping
     config.train.accumulate_steps = 1  # steps averaged into one update
+    # Of the item table. "dense" updates all rows; "lazy" those that a step reads, for large
+    # catalogues: the others stay as they are, without weight decay. Needs a loss by samples.
+    config.train.item_optimizer = "dense"
     # "cross_entropy" over all items; by samples "sampled_softmax", "gbce", "bce" or "bpr"
     config.train.loss = "cross_entropy"
     config.train.loss_chunk = 1024  # tokens whose logits exist at once, at most

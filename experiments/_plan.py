@@ -68,6 +68,7 @@ def make_plan(config: ml_collections.ConfigDict, num_seeds: int = 1) -> Plan:
     interactions, split = _setup.load_data(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     sharding.check_batch(config.train.batch_rows, mesh)
+    lazy_items = _setup.has_lazy_items(config, mesh)
     valid = _evaluation.Evaluation(config, interactions, split, "valid", mesh)
     test = _evaluation.Evaluation(config, interactions, split, "test", mesh, with_coverage=True)
     if config.eval.metric not in (measured := valid.popularity()):
@@ -81,7 +82,13 @@ def make_plan(config: ml_collections.ConfigDict, num_seeds: int = 1) -> Plan:
     like = abstract_state(make_model, optimizer, mesh)
     loss = make_loss(loss_config, num_items=interactions.num_items, mesh=mesh)
     step = make_train_step(
-        graphdef, optimizer, mesh, like, loss, mask_probability=config.train.mask_probability
+        graphdef,
+        optimizer,
+        mesh,
+        like,
+        loss,
+        mask_probability=config.train.mask_probability,
+        lazy_items=lazy_items,
     )
     counts = popularity.item_counts(interactions, split) if loss_config.by_popularity else None
     seed = place_seed(config.seed, mesh)

@@ -7,13 +7,14 @@ import jax
 import ml_collections
 import optax
 
-from blossom_jax import data, model, optimizer
+from blossom_jax import data, model, optimizer, sharding
 from blossom_jax.compression import is_compressor_parameter
 from blossom_jax.data.pipeline import TrainStream
 from blossom_jax.data.registry import DATASETS
 from blossom_jax.data.windows import training_windows
 from blossom_jax.errors import UserError
 from blossom_jax.losses import LossConfig
+from blossom_jax.losses.objective import FULL
 from blossom_jax.model import BlossomRec, ModelConfig
 from blossom_jax.trainer import Schedule
 
@@ -104,6 +105,45 @@ def check_objective(config: ml_collections.ConfigDict) -> None:
             "model.causal=false would show every token the item that it is to predict: "
             "train.target must be 'last' then, or model.objective 'masked'"
         )
+
+
+def has_lazy_items(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> bool:
+    """Returns whether a step updates only the rows of the item table that it reads.
+
+    Raises:
+      UserError: `train.item_optimizer` is unknown, or "lazy" where that cannot work.
+    """
+    train, split = config.train, mesh.shape[sharding.MODEL]
+    if train.item_optimizer not in ("dense", "lazy"):
+        raise UserError(
+            f"train.item_optimizer must be 'dense' or 'lazy', got {train.item_optimizer!r}"
+        )
+    if train.item_optimizer == "dense":
+        return False
+    for hinders, why in (
+        (
+            train.loss == FULL,
+            f"a step with train.loss={FULL} reads all: choose a loss by samples, for example "
+            "train.loss=sampled_softmax",
+        ),
+        (
+            not train.shared_negatives,
+            "train.shared_negatives=false reads train.num_negatives more for each token: set it "
+            "to true",
+        ),
+        (
+            train.accumulate_steps > 1,
+            f"train.accumulate_steps={train.accumulate_steps} makes one update of several steps: "
+            "set it to 1",
+        ),
+        (split > 1, f"mesh.model={split} splits them over devices: set it to 1"),
+    ):
+        if hinders:
+            raise UserError(
+                "train.item_optimizer=lazy updates the rows of the item table that a step reads, "
+                f"but {why}, or leave train.item_optimizer=dense"
+            )
+    return True
 
 
 def model_config(config: ml_collections.ConfigDict) -> ModelConfig:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 
@@ -14,7 +15,34 @@ FULL = "cross_entropy"
 SAMPLED = ("sampled_softmax", "gbce", "bce", "bpr")
 NEGATIVES = ("uniform", "popularity")
 
-Loss = Callable[..., tuple[jax.Array, jax.Array]]  # see `make_loss`
+
+class Negatives(NamedTuple):
+    """What was drawn for a step; of one draw for all tokens G = 1, else G is their number.
+
+    Attributes:
+      items: int32[G, K].
+      log_q: f32[G, K], logarithm of the probability with which one draw gives each.
+    """
+
+    items: jax.Array
+    log_q: jax.Array
+
+
+class Loss(NamedTuple):
+    """A loss in its two parts; see `make_loss` for the arguments.
+
+    Attributes:
+      draw: `(key, num_tokens, cumulative_counts=None) -> Negatives`, or None where none are needed.
+      total: `(hidden, table, targets, negatives) -> (sum, count)`.
+    """
+
+    draw: Callable[..., Negatives | None]
+    total: Callable[..., tuple[jax.Array, jax.Array]]
+
+    def __call__(self, hidden, table, targets, key, cumulative_counts=None):
+        """Draws, and returns the sum and the count."""
+        negatives = self.draw(key, len(targets), cumulative_counts)
+        return self.total(hidden, table, targets, negatives)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,18 +109,27 @@ def make_loss(config: LossConfig, *, num_items: int, mesh: jax.sharding.Mesh | N
       UserError: gBCE with more samples than there are other items.
     """
     if config.loss == FULL:
-        return functools.partial(_full, config=config, num_items=num_items, mesh=mesh)
+        full = functools.partial(_full, config=config, num_items=num_items, mesh=mesh)
+        return Loss(draw_none, full)
     _check(
         config.loss != "gbce" or config.num_negatives < num_items,
         f"train.num_negatives={config.num_negatives} must be below the {num_items} items of the "
         "catalogue for train.loss=gbce: lower it, or choose train.loss=cross_entropy, which "
         "compares with all of them",
     )
-    return functools.partial(_sampled, config=config, num_items=num_items, mesh=mesh)
+    return Loss(
+        functools.partial(_draw, config=config, num_items=num_items),
+        functools.partial(_sampled, config=config, num_items=num_items, mesh=mesh),
+    )
 
 
-def _full(hidden, table, targets, key, cumulative_counts=None, *, config, num_items, mesh):
-    del key, cumulative_counts
+def draw_none(key, num_tokens, cumulative_counts=None) -> None:
+    """Draws nothing, as `Loss.draw` of a loss over the whole catalogue."""
+    del key, num_tokens, cumulative_counts
+
+
+def _full(hidden, table, targets, drawn, *, config, num_items, mesh):
+    del drawn
     return full_cross_entropy(
         hidden,
         table,
@@ -104,15 +141,18 @@ def _full(hidden, table, targets, key, cumulative_counts=None, *, config, num_it
     )
 
 
-def _sampled(hidden, table, targets, key, cumulative_counts=None, *, config, num_items, mesh):
-    shape = (1 if config.shared_negatives else len(targets), config.num_negatives)
+def _draw(key, num_tokens, cumulative_counts=None, *, config, num_items):
+    shape = (1 if config.shared_negatives else num_tokens, config.num_negatives)
     items = negatives.draw(key, shape, num_items, cumulative_counts)
+    return Negatives(items, negatives.log_probability(items, num_items, cumulative_counts))
+
+
+def _sampled(hidden, table, targets, drawn, *, config, num_items, mesh):
     return sampled.sampled_loss(
         hidden,
         table,
         targets,
-        items,
-        negatives.log_probability(items, num_items, cumulative_counts),
+        *drawn,
         formula=_formula(config, num_items),
         chunk=config.loss_chunk,
         mesh=mesh,

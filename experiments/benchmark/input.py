@@ -102,6 +102,7 @@ def _calls(
         _setup.make_optimizer(config, num_steps=10_000),
         make_loss(_setup.loss_config(config), num_items=interactions.num_items, mesh=mesh),
         seed=config.seed,
+        lazy_items=_setup.has_lazy_items(config, mesh),
     )
     calls = {
         "shuffle": lambda: (

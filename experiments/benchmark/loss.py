@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from blossom_jax.losses import LossConfig, make_loss
-from blossom_jax.losses.objective import FULL, SAMPLED
+from blossom_jax.losses import Loss, LossConfig, make_loss
+from blossom_jax.losses.objective import FULL, SAMPLED, draw_none
 from experiments.benchmark import growth, measure
 from experiments.benchmark.growth import PLAIN, Contender, Program, Sizes
 
@@ -43,8 +43,7 @@ def plain_cross_entropy(
     hidden: Float[Array, "T M"],
     table: Float[Array, "R M"],
     targets: Int[Array, "T"],
-    key: Array | None = None,
-    cumulative_counts: None = None,
+    negatives: None = None,
     *,
     num_items: int,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
@@ -54,14 +53,13 @@ def plain_cross_entropy(
       hidden: Output of the model.
       table: Item embeddings, item k in row k.
       targets: The item that follows each token, 0 where there is none.
-      key: Not used.
-      cumulative_counts: Not used.
+      negatives: Not used.
       num_items: V, size of the catalogue.
 
     Returns:
       The sum, and the number of tokens that have a target.
     """
-    del key, cumulative_counts
+    del negatives
     items = table[1 : num_items + 1].astype(hidden.dtype)
     logits = jnp.einsum("tm,vm->tv", hidden, items, preferred_element_type=jnp.float32)
     labels = jnp.maximum(targets - 1, 0)
@@ -82,10 +80,11 @@ def contender(name: str) -> Contender:
     return prepare
 
 
-def loss_of(name: str, sizes: Sizes):
+def loss_of(name: str, sizes: Sizes) -> Loss:
     """Returns a loss by its name, as `blossom_jax.losses.make_loss` describes it."""
     if name == PLAIN:
-        return functools.partial(plain_cross_entropy, num_items=sizes.items)
+        plain = functools.partial(plain_cross_entropy, num_items=sizes.items)
+        return Loss(draw_none, plain)
     config = LossConfig(loss=name, num_negatives=sizes.num_negatives)
     return make_loss(config, num_items=sizes.items)
 

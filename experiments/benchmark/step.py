@@ -1,8 +1,9 @@
 """Times the whole training step, as the catalogue grows, and as the histories do.
 
 `plain` takes the cross-entropy from all logits at once, the others the loss that they are named
-after; `+remat` computes each block anew in the backward pass. Every row is one history of random
-items. The model has the defaults of configs/common.py but for its hidden size and dtype.
+after; `+remat` computes each block anew in the backward pass, and `+lazy` updates only those rows of
+the item table that the step reads. Every row is one history of random items. The model has the
+defaults of configs/common.py but for its hidden size and dtype.
 """
 
 import argparse
@@ -11,14 +12,15 @@ import jax
 from flax import nnx
 
 from blossom_jax import memory
-from blossom_jax.losses.objective import FULL
+from blossom_jax.losses.objective import FULL, SAMPLED
 from blossom_jax.model import BlossomRec, ModelConfig
 from experiments.benchmark import growth, measure, training
 from experiments.benchmark.growth import PLAIN, Contender, Program, Sizes
 from experiments.benchmark.loss import LOSSES, loss_of
 
 REMAT = "+remat"
-STEPS = (*LOSSES, f"{FULL}{REMAT}")
+LAZY = "+lazy"
+STEPS = (*LOSSES, f"{FULL}{REMAT}", *(f"{loss}{LAZY}" for loss in SAMPLED))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def contender(name: str) -> Contender:
     """Returns what prepares a training step, by its name among `STEPS`."""
-    loss = name.removesuffix(REMAT)
+    loss = name.removesuffix(REMAT).removesuffix(LAZY)
 
     def prepare(sizes: Sizes) -> Program:
         state = 2 * 3 * 4 * sizes.items * sizes.hidden_size  # parameters and moments, made and used
@@ -50,13 +52,14 @@ def contender(name: str) -> Contender:
             inner_size=4 * sizes.hidden_size,
             max_length=sizes.length,
             dtype=sizes.dtype,
-            remat="none" if loss == name else "block",
+            remat="block" if name.endswith(REMAT) else "none",
         )
         make = training.make_step(
             lambda: BlossomRec(config, sizes.items, rngs=nnx.Rngs(0)),
             training.default_optimizer(),
             loss_of(loss, sizes),
             packed=False,
+            lazy_items=name.endswith(LAZY),
         )
         work = training.Workload(
             length=sizes.length,

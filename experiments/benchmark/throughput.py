@@ -143,6 +143,7 @@ def step(
         _setup.make_optimizer(config, num_steps=10_000),
         make_loss(_setup.loss_config(config), num_items=nnx.eval_shape(make_model).num_items),
         seed=config.seed,
+        lazy_items=config.train.item_optimizer == "lazy",
     )
     return lambda batch: prepare(batch).call
 

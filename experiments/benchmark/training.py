@@ -178,6 +178,7 @@ def make_step(
     *,
     seed: int = 0,
     packed: bool = True,
+    lazy_items: bool = False,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[Batch], Step]:
     """Prepares the whole training step.
@@ -188,6 +189,7 @@ def make_step(
       loss: From `losses.make_loss`, for the same mesh.
       seed: Of dropout.
       packed: Whether a row may hold several histories.
+      lazy_items: As in `make_train_step`.
       mesh: Devices that share it; the first one alone by default.
 
     Returns:
@@ -196,7 +198,9 @@ def make_step(
     mesh = mesh or sharding.make_mesh(1, devices=jax.local_devices()[:1])
     graphdef, _ = train_step.abstract_params(make_model, mesh)
     like = train_step.abstract_state(make_model, optimizer, mesh)
-    step = train_step.make_train_step(graphdef, optimizer, mesh, like, loss, packed=packed)
+    step = train_step.make_train_step(
+        graphdef, optimizer, mesh, like, loss, packed=packed, lazy_items=lazy_items
+    )
     initial = train_step.init_state(make_model, optimizer, like)
     seed_everywhere = sharding.put_whole(np.uint32(seed), sharding.replicated(mesh))
     return functools.partial(_start, step, initial, mesh, seed_everywhere)
