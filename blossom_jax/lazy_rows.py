@@ -1,11 +1,11 @@
 """Lazy Adam: a step reads, and updates, only those rows of the item table that it needs.
 
-The rows that a step touches, and their moments, are taken out of the state as a table of their own.
-The whole step, with its gradients, clipping and optimizer, then runs on that small state as if there
-were no other rows, and what comes out is put back. So nothing as large as the table is made. The
-other rows stay as they are: their moments do not decay, nor do they. The bias correction goes by
-the number of all updates. TensorFlow Addons' LazyAdam and PyTorch's SparseAdam do the same with
-Adam (https://arxiv.org/abs/1412.6980).
+The rows that a step touches, and their moments, are taken out of the state as a small table. The
+whole step, with gradients, clipping and optimizer, then runs on that as if it were all, and what
+comes out is put back. So nothing as large as the item table is made. The other rows stay as they
+are: neither they nor their moments decay. The bias correction of Adam
+(https://arxiv.org/abs/1412.6980) goes by the number of all updates. TensorFlow Addons' LazyAdam and
+PyTorch's SparseAdam do the same.
 """
 
 from collections.abc import Callable
@@ -45,9 +45,14 @@ def on_touched_rows(update: Update) -> Update:
     Args:
       update: `(state, examples, key) -> (state, metrics)`; its loss compares with the negatives of
         the examples alone, and its optimizer treats each row by itself and remembers no gradient.
+
+    Returns:
+      The same, which raises ValueError if the loss draws no negatives.
     """
 
     def update_touched(state, examples, key):
+        if examples.negatives is None:
+            raise ValueError("lazy rows need a loss by samples: this one compares with all items")
         rows, examples = _renumber(examples, _num_rows(state))
         touched, metrics = update(_take(state, rows), examples, key)
         return _put(state, rows, touched), metrics

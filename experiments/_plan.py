@@ -150,11 +150,13 @@ def _compile(
     devices = list(mesh.devices.flat)
     rows_per_device = config.train.batch_rows // mesh.size
     # The compiler finds out what is needed to the byte, but may fail at absurd sizes; so first
-    # what is needed at least: the state, the gradients, and each layer's input for each token.
+    # what is needed at least: the state, the gradients (of a lazy table hardly any), and each
+    # layer's input for each token.
     hidden = rows_per_device * config.data.row_length * config.model.hidden_size
+    lazy = config.train.item_optimizer == "lazy"
     at_least = (
         memory.shard_bytes(like)
-        + memory.shard_bytes(like["params"])
+        + (0 if lazy else memory.shard_bytes(like["params"]))
         + hidden * config.model.num_layers * jnp.dtype(config.model.dtype).itemsize
     )
     lower = "the sizes in config.model, train.batch_rows or data.row_length"

@@ -244,6 +244,9 @@ def test_changed_data_is_refused(whole, monkeypatch):
         evaluate.evaluate(whole[0], "test")
 
 
+LAZY = {"train__item_optimizer": "lazy", "train__loss": "sampled_softmax"}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -274,6 +277,11 @@ def test_changed_data_is_refused(whole, monkeypatch):
             {"train__loss": "gbce", "train__num_negatives": 10**6},
             "must be below the .* items of th",
         ),
+        ({"train__item_optimizer": "sgd"}, "must be 'dense' or 'lazy', got 'sgd'"),
+        ({"train__item_optimizer": "lazy"}, "loss=cross_entropy reads all: choose a loss by"),
+        (LAZY | {"train__shared_negatives": False}, "train.shared_negatives=false reads"),
+        (LAZY | {"train__accumulate_steps": 2}, "train.accumulate_steps=2 makes one update of"),
+        (LAZY | {"mesh__model": 2}, "mesh.model=2 splits them over devices: set it to 1, or leave"),
         ({"model__remat": "all"}, "model.remat must be one of 'none', 'block', got 'all'"),
         ({"train__schedule": "linear"}, "schedule='linear'"),
         ({"data__split": "random"}, "data.split must be"),
