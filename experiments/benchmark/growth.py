@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +12,6 @@ from blossom_jax import memory
 from experiments.benchmark import measure, plot
 
 PLAIN = "plain"  # all logits at once
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class Program(NamedTuple):
@@ -62,10 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser, *, lengths: tuple[int, ...]) 
     add = parser.add_argument
     measure.add_arguments(parser)
     add(
-        "--clock",
-        choices=CLOCKS,
-        default="wall",
-        help="cpu counts CPU seconds, which others' work on the machine changes less",
+        "--cpu-time",
+        action="store_true",
+        help="count CPU seconds, which others' work on the machine changes less",
     )
     add("--json", metavar="FILE", help="also write the lines of JSON here")
     add("--plot", metavar="FILE", help="draw time and memory against both sizes (.svg, .png, .pdf)")
@@ -104,7 +101,7 @@ def run(
     """
     report = measure.Report(benchmark, arguments.json, arguments.commit)
     for sizes in read(arguments):
-        compare(benchmark, chosen, sizes, arguments.rounds, report, arguments.clock)
+        compare(benchmark, chosen, sizes, arguments.rounds, report, cpu_time=arguments.cpu_time)
     print_table(benchmark, report.records)
     if arguments.plot:
         draw(benchmark, report.records, title, arguments.plot)
@@ -116,7 +113,8 @@ def compare(
     sizes: Sizes,
     rounds: int,
     report: measure.Report,
-    clock: str = "wall",
+    *,
+    cpu_time: bool = False,
 ) -> None:
     """Measures all contenders at one size, and reports each.
 
@@ -132,7 +130,7 @@ def compare(
       sizes: Of the call.
       rounds: As in `measure.medians`.
       report: Where measurements are added.
-      clock: What the seconds are counted by, among `CLOCKS`.
+      cpu_time: As in `measure.medians`.
     """
     failed: dict[str, str] = {}
     programs: dict[str, Program] = {}
@@ -144,13 +142,13 @@ def compare(
     held = {name: memory.program_bytes(each.compiled) for name, each in programs.items()}
     failed |= _too_large(held)
     calls = {name: each.call for name, each in programs.items() if name not in failed}
-    seconds = measure.medians(calls, rounds, failed, CLOCKS[clock])
+    seconds = measure.medians(calls, rounds, failed, cpu_time=cpu_time)
     for name in chosen:
         found = programs.get(name)
         report.add(
             **{kind: name},
             **dataclasses.asdict(sizes),
-            clock=clock,
+            cpu_time=cpu_time,
             seconds=seconds.get(name),
             speedup=measure.times_of_others(name, seconds, chosen),
             program_bytes=held.get(name),

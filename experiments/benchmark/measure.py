@@ -78,7 +78,8 @@ def medians(
     calls: Mapping[str, Callable[[], Any]],
     rounds: int,
     failed: dict[str, str] | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    *,
+    cpu_time: bool = False,
 ) -> dict[str, float]:
     """Times calls in turn, round after round, so that a slow spell of the machine hits them all.
 
@@ -91,7 +92,7 @@ def medians(
       rounds: Turns of each: a call that is not timed, then two timings.
       failed: Receives why a call could not run, by name; it gets no further turn. Without it the
         error is raised.
-      clock: `time.process_time` counts CPU seconds instead, which others' work changes less.
+      cpu_time: Counts the process' CPU seconds instead, which others' work changes less.
 
     Returns:
       Median seconds of a call, by name; of those that did not fail.
@@ -102,7 +103,7 @@ def medians(
             if failed and name in failed:
                 continue
             try:
-                seconds[name] += _turn(call, clock)
+                seconds[name] += _turn(call, cpu_time)
             except Exception as error:  # whatever a contender may raise, the others go on
                 if failed is None:
                     raise
@@ -111,17 +112,18 @@ def medians(
     return {name: statistics.median(times) for name, times in done.items()}
 
 
-def _turn(call: Callable[[], Any], clock: Callable[[], float]) -> list[float]:
+def _turn(call: Callable[[], Any], cpu_time: bool) -> list[float]:
     # Compiles, and sits out the other's gigabytes going back to the system: that took up to five
     # times as long as a call of the smaller program itself.
     jax.block_until_ready(call())
     repeats = 1
     if jax.default_backend() != "cpu":
-        repeats = min(math.ceil(_TIMED_SECONDS / _seconds(call, 1, clock)), _MOST_REPEATS)
-    return [_seconds(call, repeats, clock) for _ in range(2)]
+        repeats = min(math.ceil(_TIMED_SECONDS / _seconds(call, 1, cpu_time)), _MOST_REPEATS)
+    return [_seconds(call, repeats, cpu_time) for _ in range(2)]
 
 
-def _seconds(call: Callable[[], Any], repeats: int, clock: Callable[[], float]) -> float:
+def _seconds(call: Callable[[], Any], repeats: int, cpu_time: bool) -> float:
+    clock = time.process_time if cpu_time else time.perf_counter
     began = clock()
     for _ in range(repeats):
         last = call()

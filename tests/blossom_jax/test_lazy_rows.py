@@ -181,12 +181,11 @@ def test_a_resumed_run_is_the_same_to_the_bit():
 
 def test_it_learns():
     state, losses = fresh(), []
-    for _ in range(60):
-        for batch in (make_batch(1, 20), make_batch(21, 40)):
-            state, metrics = train(state, batch)
-            losses.append(metrics["loss_sum"] / metrics["count"])
+    for _ in range(80):
+        state, metrics = train(state, make_batch(1, 30))
+        losses.append(metrics["loss_sum"] / metrics["count"])
     assert losses[0] == pytest.approx(np.log(NUM_ITEMS), abs=0.1)
-    assert np.mean(losses[-40:]) < 0.7 * losses[0]  # so few samples are noisy
+    assert np.mean(losses[-40:]) < 0.6 * losses[0]  # so few samples are noisy
 
 
 def test_two_devices_give_the_numbers_of_one():

@@ -6,6 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments.benchmark import __main__ as benchmark
 from experiments.benchmark import growth, loss, measure, step
@@ -59,10 +60,11 @@ def test_plain_and_chunked_cross_entropy_are_one_number():
     assert "f32[16,50]" in plain and "f32[16,50]" not in chunked
 
 
-def test_a_step_trains(monkeypatch):
+@pytest.mark.parametrize("name", ["cross_entropy+remat", "sampled_softmax+lazy"])
+def test_a_step_trains(monkeypatch, name):
     # Dense attention compiles faster, and what is tested is the same.
     small = functools.partial(step.ModelConfig, attention="dense", num_layers=1)
     monkeypatch.setattr(step, "ModelConfig", small)
-    run = step.contender("cross_entropy+remat")(SIZES).call
+    run = step.contender(name)(SIZES).call
     first, second = run(), run()
     assert first["count"] == 16 and second["loss_sum"] != first["loss_sum"]

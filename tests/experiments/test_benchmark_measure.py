@@ -10,11 +10,13 @@ from experiments.benchmark import floor, machine, measure
 from experiments.benchmark.sizes import Sizes
 
 
-def test_medians_are_of_the_timed_calls(monkeypatch):
-    clock = iter([0, 4, 0, 1, 0, 2, 0, 9])  # beginning and end of two timed calls, in two rounds
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+@pytest.mark.parametrize(("clock", "cpu_time"), [("perf_counter", False), ("process_time", True)])
+def test_medians_are_of_the_timed_calls(monkeypatch, clock, cpu_time):
+    times = iter([0, 4, 0, 1, 0, 2, 0, 9])  # beginning and end of two timed calls, in two rounds
+    monkeypatch.setattr(measure.time, clock, lambda: next(times))
     calls = []
-    assert measure.medians({"call": lambda: calls.append(1)}, rounds=2) == {"call": 3}
+    timed = {"call": lambda: calls.append(1)}
+    assert measure.medians(timed, rounds=2, cpu_time=cpu_time) == {"call": 3}
     assert len(calls) == 2 * (1 + 2)
 
 
