@@ -48,33 +48,39 @@ def make_batch(first, last):
     }
 
 
+OPTIMIZER = make_optimizer(
+    learning_rate=LEARNING_RATE,
+    warmup_steps=0,
+    schedule="constant",
+    total_steps=100,
+    weight_decay=WEIGHT_DECAY,
+    b1=B1,
+    b2=B2,
+    clip_norm=0.1,  # less than any gradient here
+    accumulate_steps=1,
+)
+
+
 @functools.cache
-def prepare(lazy=True, num_items=NUM_ITEMS, data=1):
-    """Returns the step, jitted; the state as it begins; and the mesh."""
+def prepare(lazy=True, num_items=NUM_ITEMS, data=1, loss=LOSS):
+    """Returns the step, jitted; the state as it will be; and the mesh."""
     mesh = sharding.make_mesh(data, devices=jax.devices()[:data])
-    optimizer = make_optimizer(
-        learning_rate=LEARNING_RATE,
-        warmup_steps=0,
-        schedule="constant",
-        total_steps=100,
-        weight_decay=WEIGHT_DECAY,
-        b1=B1,
-        b2=B2,
-        clip_norm=0.1,  # less than any gradient here
-        accumulate_steps=1,
-    )
     make_model = model_maker(CONFIG, num_items, 0)
     graphdef, _ = abstract_params(make_model, mesh)
-    like = abstract_state(make_model, optimizer, mesh)
-    loss = make_loss(LOSS, num_items=num_items, mesh=mesh)
-    step = make_train_step(graphdef, optimizer, mesh, like, loss, lazy_items=lazy)
-    return step, init_state(make_model, optimizer, like), mesh
+    like = abstract_state(make_model, OPTIMIZER, mesh)
+    loss = make_loss(loss, num_items=num_items, mesh=mesh)
+    return make_train_step(graphdef, OPTIMIZER, mesh, like, loss, lazy_items=lazy), like, mesh
+
+
+@functools.cache
+def initial():
+    return init_state(model_maker(CONFIG, NUM_ITEMS, 0), OPTIMIZER, prepare()[1])
 
 
 @functools.cache
 def compiled(lazy=True, num_items=NUM_ITEMS, data=1):
-    step, state, mesh = prepare(lazy, num_items, data)
-    return step.lower(state, *placed(mesh, make_batch(1, 40))).compile(OPTIONS)
+    step, like, mesh = prepare(lazy, num_items, data)
+    return step.lower(like, *placed(mesh, make_batch(1, 40))).compile(OPTIONS)
 
 
 def placed(mesh, batch):
@@ -82,8 +88,10 @@ def placed(mesh, batch):
     return sharding.put_batch(batch, mesh), seed
 
 
-def fresh(**which):
-    return jax.tree.map(lambda x: x.copy(), prepare(**which)[1])
+def fresh(data=1):
+    """Returns the initial state in arrays of its own, as the step consumes them."""
+    like = prepare(data=data)[1]
+    return jax.tree.map(lambda x, to: jax.device_put(np.asarray(x), to.sharding), initial(), like)
 
 
 def train(state, *batches, **which):
@@ -117,7 +125,7 @@ def assert_close(found, expected, tolerance=1e-6):
 def test_where_all_items_are_touched_it_is_the_dense_step():
     batch = make_batch(1, 40)
     lazy, lazy_metrics = train(fresh(), batch)
-    dense, dense_metrics = train(fresh(lazy=False), batch, lazy=False)
+    dense, dense_metrics = train(fresh(), batch, lazy=False)
     items = slice(0, NUM_ITEMS + 1)
     rows = [[x[items] for x in table_and_moments(state)] for state in (lazy, dense)]
     assert_close(*rows)
@@ -153,7 +161,7 @@ def test_three_steps_are_those_of_the_formula():
     table, mean, square = table_and_moments(state)
     for step, batch in enumerate((make_batch(1, 10), make_batch(8, 20), make_batch(1, 5))):
         # From moments of 0 the dense step makes the mean what the gradient is, but for a factor.
-        dense = fresh(lazy=False)
+        dense = fresh()
         dense["params"], dense["step"] = jax.tree.map(
             lambda x: x.copy(), (state["params"], state["step"])
         )
@@ -213,9 +221,6 @@ def test_no_temporary_grows_with_the_catalogue():
 
 
 def test_a_loss_over_all_items_is_refused():
-    loss = make_loss(LossConfig(), num_items=NUM_ITEMS)
-    _, state, mesh = prepare()
-    graphdef, _ = abstract_params(model_maker(CONFIG, NUM_ITEMS, 0), mesh)
-    step = make_train_step(graphdef, optax.sgd(0.1), mesh, state, loss, lazy_items=True)
+    step, like, mesh = prepare(loss=LossConfig())
     with pytest.raises(ValueError, match="samples"):
-        step.lower(state, *placed(mesh, make_batch(1, 40)))
+        step.lower(like, *placed(mesh, make_batch(1, 40)))

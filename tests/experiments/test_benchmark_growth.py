@@ -2,6 +2,7 @@
 
 import functools
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -60,11 +61,21 @@ def test_plain_and_chunked_cross_entropy_are_one_number():
     assert "f32[16,50]" in plain and "f32[16,50]" not in chunked
 
 
-@pytest.mark.parametrize("name", ["cross_entropy+remat", "sampled_softmax+lazy"])
-def test_a_step_trains(monkeypatch, name):
+def test_a_step_trains(monkeypatch):
     # Dense attention compiles faster, and what is tested is the same.
     small = functools.partial(step.ModelConfig, attention="dense", num_layers=1)
     monkeypatch.setattr(step, "ModelConfig", small)
-    run = step.contender(name)(SIZES).call
+    run = step.contender("cross_entropy+remat")(SIZES).call
     first, second = run(), run()
     assert first["count"] == 16 and second["loss_sum"] != first["loss_sum"]
+
+
+@pytest.mark.parametrize("name", ["sampled_softmax", "sampled_softmax+lazy"])
+def test_the_name_of_a_step_says_whether_it_is_lazy(monkeypatch, name):
+    def make_step(make_model, optimizer, loss, *, lazy_items, **rest):
+        return lambda batch: types.SimpleNamespace(call=lambda: lazy_items, program=loss.draw)
+
+    monkeypatch.setattr(step.training, "make_step", make_step)
+    found = step.contender(name)(SIZES)
+    assert found.call() == name.endswith("+lazy")
+    assert found.compiled(jax.random.key(0), 16).items.shape == (1, 5)
