@@ -163,6 +163,17 @@ def fma(a, b, c, interpret: bool):
     return _instruction("fma.rn.f32", interpret, lambda a, b, c: a * b + c, a, b, c)
 
 
+def hold(x):
+    """Returns a tile that was read; keeps it in registers until here.
+
+    Triton stores an operand of a product to shared memory as soon as it is read, and waits for it:
+    then reads that follow it in the program begin only when it has come. It does not look through
+    a choice that it cannot foresee; the compiler behind it can, so that no instruction is left.
+    """
+    always = jnp.broadcast_to(pl.program_id(0) >= 0, x.shape)
+    return jnp.where(always, x, jnp.zeros((), x.dtype))
+
+
 def read(ref, rows, real, other=0.0, columns: int | None = None):
     """Reads rows of a matrix, or entries of a vector where `columns` is None; `other` if not real.
 

@@ -12,27 +12,37 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.power_attention.near import BAND_KEYS, NearSizes, band_bias, shift
+from pallas_kernels.masked_softmax import MASKED
+from pallas_kernels.power_attention.attended import attended
+from pallas_kernels.power_attention.near import (
+    NearSizes,
+    band_bias,
+    read_keys,
+    read_parts,
+    shift,
+)
 from pallas_kernels.triton_tools import (
     NOTHING,
     Tile,
     dot,
     exp2,
     fma,
+    hold,
     launch,
     read,
     read_tile,
+    reciprocal,
     write,
 )
 
 
 class PathTotals(NamedTuple):
-    """What the backward pass needs of a path, f32[B * L * H] each.
+    """What the backward pass needs of a path, [B * L * H] each.
 
     Attributes:
-      log_total: log-sum-exp of the logits less the gate's logarithm, as a power of two; `NOTHING`
+      log_total: f32, log-sum-exp of the logits less the gate's logarithm, as a power of two; `NOTHING`
         where there is no key.
-      mean: d_out times the path's output, summed over the head.
+      mean: d_out times the path's output, summed over the head; None where it is yet to be found.
     """
 
     log_total: Any
@@ -70,11 +80,18 @@ class Queries(NamedTuple):
     totals: dict[str, PathTotals]
 
 
+def read_mean(totals: PathTotals, row, real):
+    """Reads what was found of the mean, if it was."""
+    if totals.mean is None:
+        return None
+    return read(totals.mean, row, real).astype(jnp.float32)
+
+
 def _read_queries(x: Inputs, row, real, paths) -> Queries:
     totals = {
         name: PathTotals(
             read(x.totals[name].log_total, row, real, other=NOTHING),
-            read(x.totals[name].mean, row, real),
+            read_mean(x.totals[name], row, real),
         )
         for name in paths
     }
@@ -106,48 +123,81 @@ def _single(queries: Queries, key, value, sizes: NearSizes, interpret: bool):
     return weight[:, None], d_logit[:, None]
 
 
+class _Product(NamedTuple):
+    """A tile of keys and what its queries make of them: [rows, keys] but for `keys` [keys, D].
+
+    Attributes:
+      keys: of the tile.
+      d_weights: d_out . value.
+      weights: of the short-term path.
+      d_logits: of the long-term path; None where it has no key.
+    """
+
+    keys: Any
+    d_weights: Any
+    weights: Any
+    d_logits: Any
+
+
+def _product(keys, values, seen, queries: Queries, sizes: NearSizes, interpret: bool):
+    keys, values = hold(keys), hold(values)
+    scores = dot(queries.q, keys, interpret, transpose_b=True)
+    d_weights = dot(queries.d_out, values, interpret, transpose_b=True)
+    weights, scale = {}, jnp.float32(sizes.log2_scale)
+    for name, allowed in seen.items():
+        log_total = queries.totals[name].log_total[:, None]
+        logits = fma(jnp.where(allowed, scores, MASKED), scale, -log_total, interpret)
+        weights[name] = exp2(logits, interpret)
+    d_logits = None
+    if "long" in weights:
+        d_logits = weights["long"] * (d_weights - queries.totals["long"].mean[:, None])
+    return _Product(keys, d_weights, weights.get("short"), d_logits)
+
+
 def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
-    """Finds the gradient of `sizes.tokens` tokens' query heads of one key/value head."""
+    """Finds the gradient of `sizes.tokens` tokens' query heads of one key/value head.
+
+    `out` has "q" [B * L * H, D], and "mean" [B * L * H] of the short-term path, see
+    `PathTotals`: all its keys are here, so its output need not be kept.
+    """
     heads, columns = sizes.heads, x.q.shape[1]
-    first, b, g = sizes.place(pl.program_id(0) // sizes.parts)
+    place = sizes.place(pl.program_id(0) // sizes.parts)
     part = pl.program_id(0) % sizes.parts
-    tile = read_tile(x.positions, first, sizes.tokens, b, g, heads, sizes.members, part)
+    tile = read_tile(x.positions, place[0], sizes.tokens, *place[1:], heads, sizes.members, part)
+    index = tile.token - place[0]
+    keys = [read_keys(x, n, *place, sizes) for n in range(len(sizes.products))]
     queries = _read_queries(x, tile.row, tile.position >= 0, sizes.paths)
-
-    def add_band(n, d_q):
-        begin = first - sizes.behind + n * BAND_KEYS
-        band = read_tile(x.positions, begin, BAND_KEYS, b, g, heads.single)
-        real_key = band.position >= 0
-        keys, values = (read(ref, band.row, real_key, columns=columns) for ref in (x.k, x.v))
-        bias = band_bias(tile.position, tile.token[:, None] - band.token[None, :], sizes)
-        _, d_logits = _band(queries, keys, values, bias, sizes, interpret)
-        return d_q + dot(d_logits.astype(keys.dtype), keys, interpret)
-
-    def add_shifted(n, d_q):
-        distance = shift(n, sizes)
-        rows, seen = tile.key_row - distance * heads.kv_heads, tile.position >= distance
-        key, value = (
-            read(ref, rows, seen, columns=columns).astype(jnp.float32) for ref in (x.k, x.v)
-        )
-        # A key that is not attended was read as 0, so its weight does not matter.
-        _, d_logit = _single(queries, key, value, sizes, interpret)
-        return fma(d_logit, key, d_q, interpret)
-
-    def add_selected(n, d_q):
-        slots, d_parts = x.parts
-        pair = tile.key_row * sizes.num_selected + n
-        chosen = read(slots, pair, tile.inside, other=-1) >= 0
-        row = pair * heads.group + (tile.row - tile.key_row * heads.group)
-        return d_q + read(d_parts, row, chosen, columns=columns).astype(jnp.float32)
-
-    d_q = jnp.zeros((tile.row.size, columns), jnp.float32)
-    d_q = jax.lax.fori_loop(0, sizes.steps, add_band, d_q)
+    selected = _selected(x, tile, sizes) if x.parts else None
+    products = [
+        _product(*tiles, attended(tile.position, index, n, sizes), queries, sizes, interpret)
+        for n, tiles in enumerate(keys)
+    ]
     if "short" in sizes.paths:
-        d_q = jax.lax.fori_loop(0, sizes.shifts, add_shifted, d_q)
+        total = sum(product.weights.sum(1) for product in products)
+        weighted = sum((product.weights * product.d_weights).sum(1) for product in products)
+        mean = weighted * reciprocal(jnp.where(total > 0, total, 1.0), interpret)
+        write(out["mean"], tile.row, tile.inside, mean)
+    d_q = jnp.zeros((tile.row.size, columns), jnp.float32)
+    for keys, d_weights, weights, d_logits in products:
+        d_logits = 0.0 if d_logits is None else d_logits
+        if weights is not None:
+            d_logits = fma(weights, d_weights - mean[:, None], jnp.float32(d_logits), interpret)
+        d_q += dot(d_logits.astype(keys.dtype), keys, interpret)
     d_q *= sizes.scale
     if x.parts:
-        d_q = jax.lax.fori_loop(0, sizes.num_selected, add_selected, d_q)
-    write(out, tile.row, tile.inside, d_q)
+        d_q += selected
+    write(out["q"], tile.row, tile.inside, d_q)
+
+
+def _selected(x: Inputs, tile: Tile, sizes: NearSizes):
+    """Adds up the gradients that the selected blocks give a tile of queries."""
+    slots, parts = x.parts
+
+    def some(n):
+        (found,) = read_parts([(parts, 0.0)], tile, slots, n, sizes)
+        return found.astype(jnp.float32).sum(0)
+
+    return jax.lax.fori_loop(1, sizes.part_steps, lambda n, total: total + some(n), some(0))
 
 
 def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
@@ -195,20 +245,27 @@ def _shifted_keys(x: Inputs, first, b, g, sizes: NearSizes, interpret: bool):
         for ref in (x.k, x.v)
     )
 
-    def add(n, carry):
-        d_k, d_v = carry
+    total = sizes.shifts * sizes.parts
+    at_once = min((3, 4, 2), key=lambda n: pl.cdiv(total, n) * n)
+
+    def read_ahead(n):
         step, part = jax.lax.div(n, sizes.parts), jax.lax.rem(n, sizes.parts)
         distance = shift(step, sizes)
-        begin = first + distance
+        begin = jnp.where(n < total, first + distance, heads.length)
         ahead = read_tile(x.positions, begin, sizes.tokens, b, g, heads, sizes.members, part)
-        queries = _read_queries(x, ahead.row, ahead.position >= distance, ["short"])
-        weight, d_logit = _single(queries, key, value, sizes, interpret)
-        d_k = fma(d_logit, queries.q.astype(jnp.float32), d_k, interpret)
-        d_v = fma(weight, queries.d_out.astype(jnp.float32), d_v, interpret)
+        return ahead.row, ahead.position >= distance
+
+    def add(n, carry):
+        d_k, d_v = carry
+        rows = [read_ahead(n * at_once + i) for i in range(at_once)]
+        for queries in [_read_queries(x, *some, ["short"]) for some in rows]:
+            weight, d_logit = _single(queries, key, value, sizes, interpret)
+            d_k = fma(d_logit, queries.q.astype(jnp.float32), d_k, interpret)
+            d_v = fma(weight, queries.d_out.astype(jnp.float32), d_v, interpret)
         return d_k, d_v
 
     zero = jnp.zeros(key.shape, jnp.float32)
-    carry = jax.lax.fori_loop(0, sizes.shifts * sizes.parts, add, (zero, zero))
+    carry = jax.lax.fori_loop(0, pl.cdiv(total, at_once), add, (zero, zero))
     by_member = (sizes.tokens, pl.next_power_of_2(sizes.members), columns)
     return [total.reshape(by_member).sum(1) for total in carry]
 
@@ -227,11 +284,14 @@ def _block_rows(positions, tile: Tile, b, g, sizes: NearSizes):
 
 
 def near_queries(x: Inputs, sizes: NearSizes, batch: int, interpret: bool):
-    """Launches `near_queries_kernel`; returns the gradient of q as [B * L * H, D]."""
+    """Launches `near_queries_kernel`; returns the gradient "q", and "mean" of the short path."""
+    outputs = {"q": jax.ShapeDtypeStruct(x.q.shape, x.q.dtype)}
+    if "short" in sizes.paths:
+        outputs["mean"] = jax.ShapeDtypeStruct(x.q.shape[:1], x.q.dtype)
     return launch(
         near_queries_kernel,
         x,
-        jax.ShapeDtypeStruct(x.q.shape, x.q.dtype),
+        outputs,
         name="near_queries",
         programs=sizes.programs(batch) * sizes.parts,
         interpret=interpret,

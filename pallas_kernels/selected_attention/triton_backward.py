@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.power_attention.triton_backward import PathTotals
+from pallas_kernels.power_attention.triton_backward import PathTotals, read_mean
 from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pair_rows
 from pallas_kernels.selected_attention.inverted_lists import InvertedLists
 from pallas_kernels.triton_tools import NOTHING, dot, exp2, fma, launch, read, write
@@ -55,7 +55,7 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
         following = pair_rows(x.lists, begin + (n + 1) * sizes.pairs, end, sizes)
         q, d_out = (read(ref, query_row, real, columns=columns) for ref in (x.q, x.d_out))
         log_total = read(x.totals.log_total, query_row, real, other=NOTHING)
-        mean = read(x.totals.mean, query_row, real)
+        mean = read_mean(x.totals, query_row, real)
         scores = dot(q, keys, interpret, transpose_b=True)
         weights = exp2(fma(scores, scale, -log_total[:, None], interpret), interpret)
         if sizes.keys > sizes.block_size:
