@@ -154,20 +154,19 @@ def band_bias(position, distance, sizes: NearSizes):
     return {name: jnp.where(allowed, 0.0, MASKED) for name, allowed in bias.items()}
 
 
-def read_keys(x, n: int, first, b, g, sizes: NearSizes):
+def read_keys(x, n: int, place, sizes: NearSizes):
     """Reads the keys of the n-th product of a tile of queries.
 
     Args:
       x: has refs k and v [B * L * G, D], and positions int32[B * L].
       n: of the product.
-      first: first token of the tile.
-      b: batch row.
-      g: key/value head.
+      place: first token, batch row and key/value head of the tile.
       sizes: static sizes.
 
     Returns:
       Keys and values [keys, D]; 0 at padding.
     """
+    first, b, g = place
     column = n * KEYS_AT_ONCE + jnp.arange(KEYS_AT_ONCE, dtype=jnp.int32)
     ahead = jnp.maximum(column - sizes.band, 0)
     times, index = jax.lax.div(ahead, sizes.tokens), jax.lax.rem(ahead, sizes.tokens)
@@ -201,7 +200,8 @@ def read_parts(refs, tile: Tile, slots, n, sizes: NearSizes):
     row = pair * sizes.heads.group + (tile.row - tile.key_row * sizes.heads.group)[None, :]
     found = []
     for ref, other in refs:
-        at, mask = (row,), chosen
+        at: tuple = (row,)
+        mask = chosen
         if len(ref.shape) > 1:
             column = jax.lax.broadcasted_iota(jnp.int32, (*row.shape, ref.shape[1]), 2)
             at = jnp.broadcast_to(row[..., None], column.shape), column

@@ -40,8 +40,8 @@ class PathTotals(NamedTuple):
     """What the backward pass needs of a path, [B * L * H] each.
 
     Attributes:
-      log_total: f32, log-sum-exp of the logits less the gate's logarithm, as a power of two; `NOTHING`
-        where there is no key.
+      log_total: f32, log-sum-exp of the logits less the gate's logarithm, as a power of two;
+        `NOTHING` where there is no key.
       mean: d_out times the path's output, summed over the head; None where it is yet to be found.
     """
 
@@ -139,8 +139,8 @@ class _Product(NamedTuple):
     d_logits: Any
 
 
-def _product(keys, values, seen, queries: Queries, sizes: NearSizes, interpret: bool):
-    keys, values = hold(keys), hold(values)
+def _product(tiles, seen, queries: Queries, sizes: NearSizes, interpret: bool):
+    keys, values = tiles
     scores = dot(queries.q, keys, interpret, transpose_b=True)
     d_weights = dot(queries.d_out, values, interpret, transpose_b=True)
     weights, scale = {}, jnp.float32(sizes.log2_scale)
@@ -161,15 +161,22 @@ def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     `PathTotals`: all its keys are here, so its output need not be kept.
     """
     heads, columns = sizes.heads, x.q.shape[1]
-    place = sizes.place(pl.program_id(0) // sizes.parts)
-    part = pl.program_id(0) % sizes.parts
-    tile = read_tile(x.positions, place[0], sizes.tokens, *place[1:], heads, sizes.members, part)
-    index = tile.token - place[0]
-    keys = [read_keys(x, n, *place, sizes) for n in range(len(sizes.products))]
+    program = pl.program_id(0)
+    place, part = sizes.place(program // sizes.parts), program % sizes.parts
+    first, b, g = place
+    tile = read_tile(x.positions, first, sizes.tokens, b, g, heads, sizes.members, part)
+    index = tile.token - first
+    keys = [read_keys(x, n, place, sizes) for n in range(len(sizes.products))]
     queries = _read_queries(x, tile.row, tile.position >= 0, sizes.paths)
-    selected = _selected(x, tile, sizes) if x.parts else None
+    selected = _selected(x, tile, sizes) if x.parts else 0.0
     products = [
-        _product(*tiles, attended(tile.position, index, n, sizes), queries, sizes, interpret)
+        _product(
+            [hold(found, program) for found in tiles],
+            attended(tile.position, index, n, sizes),
+            queries,
+            sizes,
+            interpret,
+        )
         for n, tiles in enumerate(keys)
     ]
     if "short" in sizes.paths:
@@ -184,9 +191,7 @@ def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
             d_logits = fma(weights, d_weights - mean[:, None], jnp.float32(d_logits), interpret)
         d_q += dot(d_logits.astype(keys.dtype), keys, interpret)
     d_q *= sizes.scale
-    if x.parts:
-        d_q += selected
-    write(out["q"], tile.row, tile.inside, d_q)
+    write(out["q"], tile.row, tile.inside, d_q + selected)
 
 
 def _selected(x: Inputs, tile: Tile, sizes: NearSizes):
@@ -258,7 +263,7 @@ def _shifted_keys(x: Inputs, first, b, g, sizes: NearSizes, interpret: bool):
     def add(n, carry):
         d_k, d_v = carry
         rows = [read_ahead(n * at_once + i) for i in range(at_once)]
-        for queries in [_read_queries(x, *some, ["short"]) for some in rows]:
+        for queries in [_read_queries(x, row, seen, ["short"]) for row, seen in rows]:
             weight, d_logit = _single(queries, key, value, sizes, interpret)
             d_k = fma(d_logit, queries.q.astype(jnp.float32), d_k, interpret)
             d_v = fma(weight, queries.d_out.astype(jnp.float32), d_v, interpret)

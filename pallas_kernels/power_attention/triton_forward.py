@@ -106,13 +106,14 @@ class Softmax(NamedTuple):
         return self.weighted * reciprocal(total, interpret)[:, None], log_total
 
 
-def _selected(x: Inputs, tile: Tile, sizes: NearSizes, interpret: bool):
+def _selected(parts: Parts, tile: Tile, sizes: NearSizes, interpret: bool):
     """Merges what the selected blocks gave."""
-    slots, out, log_totals = x.parts
+    slots, out, log_totals = parts
 
     def some(n):
         refs = (log_totals, MASKED), (out, 0.0)
-        return Softmax.of_parts(*read_parts(refs, tile, slots, n, sizes), interpret)
+        log_total, part = read_parts(refs, tile, slots, n, sizes)
+        return Softmax.of_parts(log_total, part, interpret)
 
     return jax.lax.fori_loop(
         1, sizes.part_steps, lambda n, softmax: softmax.add(some(n), interpret), some(0)
@@ -126,16 +127,17 @@ def near_forward_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     paths there are, as powers of two; with a gate the long path has its own output too, "long", and
     the gate's logarithm is taken off the log-sum-exp, so that exp2(logit - it) is the gated weight.
     """
-    first, b, g = sizes.place(pl.program_id(0) // sizes.parts)
-    part = pl.program_id(0) % sizes.parts
+    program = pl.program_id(0)
+    place, part = sizes.place(program // sizes.parts), program % sizes.parts
+    first, b, g = place
     tile = read_tile(x.positions, first, sizes.tokens, b, g, sizes.heads, sizes.members, part)
     real = tile.position >= 0
-    keys = [read_keys(x, n, first, b, g, sizes) for n in range(len(sizes.products))]
+    keys = [read_keys(x, n, place, sizes) for n in range(len(sizes.products))]
     q = read(x.q, tile.row, real, columns=x.q.shape[1])
-    selected = _selected(x, tile, sizes, interpret) if x.parts else None
+    selected = _selected(x.parts, tile, sizes, interpret) if x.parts else None
     products: dict[str, list] = {name: [] for name in sizes.paths}
     for n, tiles in enumerate(keys):
-        key, value = (hold(x) for x in tiles)
+        key, value = (hold(tile, program) for tile in tiles)
         scores = dot(q, key, interpret, transpose_b=True)
         for name, seen in attended(tile.position, tile.token - first, n, sizes).items():
             products[name].append((scores, seen, value))
