@@ -38,7 +38,7 @@ class NearTiles:
           head_size: D, padded.
           dtype: of the arrays.
         """
-        per_thread = 32 if dtype == jnp.bfloat16 else 16
+        per_thread = 32 if dtype == jnp.bfloat16 else 8
         return cls(16, warps_for(32 * head_size, per_thread, least=1))
 
     @classmethod
