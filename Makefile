@@ -30,7 +30,7 @@ quickstart: setup
 	$(PY) -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: lint $(GPU_COMPILER)
-	$(if $(GPU_COMPILER),GPU_COMPILE_REQUIRED=1) $(PY) -m pytest -n $(JOBS)
+	$(if $(GPU_COMPILER),GPU_COMPILE_REQUIRED=1) $(PY) -m pytest -n $(JOBS) --dist worksteal
 
 gpu-compile: setup $(GPU_COMPILER)
 	PYTHONPATH=tests $(PY) -m gpu_compile --jobs $(JOBS) $(ARGS)

@@ -34,7 +34,16 @@ from blossom_jax import evaluate as ranking
 from blossom_jax.errors import UserError
 from blossom_jax.train_step import abstract_params
 from blossom_jax.trained_model import TrainedModel
-from experiments import _cli, _evaluation, _histories, _protocol, _results, _setup, _workdir
+from experiments import (
+    _cli,
+    _compile_cache,
+    _evaluation,
+    _histories,
+    _protocol,
+    _results,
+    _setup,
+    _workdir,
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -48,6 +57,7 @@ def main(argv: Sequence[str]) -> None:
     add("--shuffle", action="store_true", help="show events in random order")
     add("--json", action="store_true", help="print every metric, as JSON")
     arguments, overrides = parser.parse_known_args(argv)
+    _compile_cache.enable()
     lengths = _histories.read_lengths(arguments.last)
     if lengths and arguments.shuffle:
         raise UserError("--last and --shuffle are two different tests: give one of them")

@@ -27,7 +27,17 @@ from blossom_jax.metric_log import MetricLog, Terminal
 from blossom_jax.model import num_params
 from blossom_jax.train_step import State
 from blossom_jax.trainer import Progress, Trainer, on_devices, saved_after
-from experiments import _cli, _continue, _distributed, _ranks, _record, _results, _setup, _workdir
+from experiments import (
+    _cli,
+    _compile_cache,
+    _continue,
+    _distributed,
+    _ranks,
+    _record,
+    _results,
+    _setup,
+    _workdir,
+)
 from experiments._plan import Plan, make_plan
 
 
@@ -37,6 +47,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of this run")
     _distributed.add_arguments(parser)
     arguments = _cli.parse_with_config(parser, argv)
+    _compile_cache.enable()
     workdir = pathlib.Path(arguments.workdir)
     with _distributed.joined(arguments):
         _workdir.check_same(workdir, arguments.config)

@@ -12,6 +12,9 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = os.environ.get("BLOSSOM_TEST_PLATFORM", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# Compiling programs that run for a moment is most of the work. The same programs, fused the same
+# way, become slower machine code; 0 compiles them as users do, and test_train's processes always.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402

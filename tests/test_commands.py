@@ -12,10 +12,12 @@ import re
 import shlex
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from tiny_run import SIZES
 
+from blossom_jax import sharding
 from blossom_jax.data import load, registry
 from blossom_jax.errors import UserError
 from configs.sweeps import quickstart
@@ -50,7 +52,7 @@ SMALL = {
     ],
     "benchmark gpu-report": ["--rounds=1", "--lengths=32", "--tokens=64", "--seconds=1"],
 }
-SMALL["sweep"] = [*SMALL["train"], "--seeds=2"]
+SMALL["sweep"] = [*SMALL["train"], "--seeds=1"]
 SMALL["baselines"] = SMALL["train"]
 TRAINS = ("train", "sweep", "baselines")  # write the folder that --workdir names
 # Commands that need what is not here, and what they say then.
@@ -93,7 +95,16 @@ def log(tmp_path_factory):
 
 @pytest.fixture
 def here(log, tmp_path, monkeypatch):
-    """Goes to an empty folder like a clone's, where every data set by name is the one log."""
+    """Goes to an empty folder like a clone's, where every data set by name is the one log.
+
+    The machine has one device, unless a command asks for several.
+    """
+    make_mesh = sharding.make_mesh
+
+    def one_device(*shape, devices=None):
+        return make_mesh(*shape, devices=devices or jax.devices()[:1])
+
+    monkeypatch.setattr(sharding, "make_mesh", one_device)
     tiny = registry.File("log.csv", "csv", columns=registry.Columns("user", "item", "time"))
     sets = {name: registry.Dataset((tiny,), "none") for name in [*registry.DATASETS, "NAME"]}
     monkeypatch.setattr(load, "DATASETS", sets)

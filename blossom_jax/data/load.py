@@ -12,12 +12,13 @@ import polars as pl
 from blossom_jax.data import interactions, synthetic
 from blossom_jax.data.formats import scan_table
 from blossom_jax.data.interactions import Interactions
-from blossom_jax.data.registry import DATASETS, LONG_INTEREST, SYNTHETIC
+from blossom_jax.data.registry import DATASETS, INTERESTS, LONG_INTEREST, SYNTHETIC
 from blossom_jax.data.sources import Found, find_or_download
 from blossom_jax.errors import UserError
 
 _GENERATED: dict[str, functools.partial[pl.DataFrame]] = {
     "synthetic": functools.partial(synthetic.generate, **SYNTHETIC),
+    "interests": functools.partial(synthetic.generate, **INTERESTS),
     "long_interest": functools.partial(synthetic.generate_lengths, **LONG_INTEREST),
 }
 NAMES = (*DATASETS, *_GENERATED, "custom")

@@ -194,6 +194,7 @@ _GOWALLA_NYC = File(
 
 # The arguments of synthetic.generate and of synthetic.generate_lengths for the data sets made so.
 SYNTHETIC = {"num_users": 2000, "num_items": 1000, "history_length": 128, "seed": 0}
+INTERESTS = {"num_users": 6000, "num_items": 200, "history_length": 128, "seed": 0}
 LONG_INTEREST: dict[str, Any] = {
     "history_lengths": (128, 256, 512, 1024, 2048, 4096, 8192, 16384),
     "events_of_each": 2**19,

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from blossom_jax.errors import UserError
-from experiments import _cli
+from experiments import _cli, _compile_cache
 from experiments.sweep import folder, processes, runs
 from experiments.sweep.definition import Sweep, load_sweep, with_values
 
@@ -33,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--only", metavar="ROW", help="train this row alone, and compare nothing")
     arguments = _cli.parse_with_config(parser, argv)
+    _compile_cache.enable()
     sweep, config = load_sweep(arguments.sweep), arguments.config
     for name, least in (("seeds", 1), ("jobs", 1)):
         if (value := getattr(arguments, name)) < least:

@@ -64,11 +64,11 @@ def flags(log, workdir, **changes):
 
 
 def start(module, *arguments):
-    """Starts a command in a process of its own, on one device."""
+    """Starts a command in a process of its own, on one device, compiled as users compile it."""
     return subprocess.Popen(
         [sys.executable, "-m", f"experiments.{module}", *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=os.environ | {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -40,5 +40,6 @@ def worker_environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tests", ROOT, plugin))),
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",  # which the tests ask for, to compile for the CPU
         "OPENBLAS_NUM_THREADS": "1",  # a fork has the thread that forked, and no other
     }

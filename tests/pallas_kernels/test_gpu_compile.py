@@ -22,14 +22,6 @@ SHORT = {
         "blocks_backward",
         "near_forward",
     },
-    "blossom_attention-backward-f32-D128-group1-S16-straight_through-a100": {
-        "blocks_backward",
-        "near_queries",
-    },
-    "blossom_attention-backward-f32-D32-group1-S32-straight_through-h200": {
-        "blocks_backward",
-        "near_keys",
-    },
 }
 TENSOR_CORE = {"a100": "HMMA", "l4": "HMMA", "h200": "HGMMA", "b200": "UTCHMMA"}
 
