@@ -18,6 +18,8 @@ from pallas_kernels.power_attention import triton_backward as near_backward
 from pallas_kernels.power_attention.config import NearTiles
 from pallas_kernels.power_attention.near import NearSizes
 from pallas_kernels.power_attention.triton_backward import PathTotals
+from pallas_kernels.power_attention.triton_backward_keys import near_keys
+from pallas_kernels.power_attention.triton_backward_queries import near_queries
 from pallas_kernels.power_attention.triton_forward import Parts, near_forward
 from pallas_kernels.selected_attention import triton_backward as blocks_backward
 from pallas_kernels.selected_attention.blocks import BlockSizes
@@ -153,14 +155,12 @@ def _backward(paths, saved, d_out):
     x = near_backward.Inputs(
         wide_q, wide_k, wide_v, wide_d_out, positions.reshape(-1), totals, None
     )
-    found = near_backward.near_queries(
-        x._replace(parts=queries_parts), sizes, batch, paths.interpret
-    )
+    found = near_queries(x._replace(parts=queries_parts), sizes, batch, paths.interpret)
     d_q = found["q"]
     if "short" in names:
         totals["short"] = totals["short"]._replace(mean=found["mean"])
     sizes = paths.near("near_keys", q, k, slots)
-    d_kv = near_backward.near_keys(x._replace(parts=keys_parts), sizes, batch, paths.interpret)
+    d_kv = near_keys(x._replace(parts=keys_parts), sizes, batch, paths.interpret)
     d_q, d_k, d_v = (
         g.reshape(*x.shape[:-1], -1)[..., :d] for g, x in zip((d_q, *d_kv), (q, k, v), strict=True)
     )

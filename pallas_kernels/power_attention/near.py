@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.power_attention.config import NearTiles
 from pallas_kernels.triton_tools import LOG2_E, Heads, Tile, read
 
 KEYS_AT_ONCE = 32  # in one product
 PARTS_AT_ONCE = 4
+MOST_REGISTERS = 160  # of a thread, for the keys and values that are held at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +110,23 @@ class NearSizes:
             for begin in range(0, self.columns, KEYS_AT_ONCE)
         )
 
+    def steps(self, k) -> int:
+        """Steps in which keys are met: all products at once, or each in a step of a loop.
+
+        Keys that are read ahead of their product are registers, of which wide heads have too few.
+
+        Args:
+          k: the keys, for their dtype and columns.
+        """
+        each = 0.5 if k.dtype == jnp.bfloat16 else 3  # for its products f32 is split in two
+        registers = 2 * each * KEYS_AT_ONCE * k.shape[1] / (32 * self.tiles.num_warps)
+        count = len(self.products)
+        return 1 if count * registers <= MOST_REGISTERS else count
+
+    def numbers(self, step, steps: int) -> list:
+        """Lists the numbers of a step's products."""
+        return [step] if steps > 1 else list(range(len(self.products)))
+
     @property
     def log2_scale(self) -> float:
         """Scale of logits that are powers of two."""
@@ -132,29 +149,14 @@ class NearSizes:
         return program % tiles * self.tokens, b, g
 
 
-def band_bias(position, distance, sizes: NearSizes):
-    """Finds what to add to the logits of a band: 0, or `MASKED` where a path does not attend.
-
-    Args:
-      position: int32[rows] of query heads, -1 where there is no query.
-      distance: int32[rows, keys], of the query from the key.
-      sizes: static sizes.
-
-    Returns:
-      f32[rows, keys] by path.
-    """
-    ahead = distance.astype(jnp.uint32)  # a key ahead of its query becomes a great distance
-    bias = {}
-    if sizes.block_size:
-        in_block = jnp.where(position >= 0, jax.lax.rem(position, sizes.block_size), -1)
-        bias["long"] = ahead < (in_block + 1).astype(jnp.uint32)[:, None]
-    if sizes.window:
-        near = (distance < sizes.window) | ((distance & (distance - 1)) == 0)
-        bias["short"] = near & (ahead < (position + 1).astype(jnp.uint32)[:, None])
-    return {name: jnp.where(allowed, 0.0, MASKED) for name, allowed in bias.items()}
+def over_steps(start, find, merge, steps: int):
+    """Merges what `find(step)` gives to `start`; the only step there is needs no merging."""
+    if steps == 1:
+        return find(0)
+    return jax.lax.fori_loop(0, steps, lambda n, merged: merge(merged, find(n)), start)
 
 
-def read_keys(x, n: int, place, sizes: NearSizes):
+def read_keys(x, n, place, sizes: NearSizes):
     """Reads the keys of the n-th product of a tile of queries.
 
     Args:

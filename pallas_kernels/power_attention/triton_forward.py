@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.power_attention.attended import attended
-from pallas_kernels.power_attention.near import NearSizes, read_keys, read_parts
+from pallas_kernels.power_attention.near import NearSizes, over_steps, read_keys, read_parts
 from pallas_kernels.triton_tools import (
     NOTHING,
     Tile,
@@ -67,6 +67,12 @@ class Softmax(NamedTuple):
     highest: Any
     total: Any
     weighted: Any
+
+    @classmethod
+    def of_nothing(cls, rows: int, columns: int):
+        """Starts a softmax."""
+        weighted = jnp.zeros((rows, columns), jnp.float32)
+        return cls(jnp.full((rows,), LEAST, jnp.float32), jnp.zeros((rows,), jnp.float32), weighted)
 
     @classmethod
     def of_keys(cls, products, scale: float, interpret: bool):
@@ -132,18 +138,34 @@ def near_forward_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     first, b, g = place
     tile = read_tile(x.positions, first, sizes.tokens, b, g, sizes.heads, sizes.members, part)
     real = tile.position >= 0
-    keys = [read_keys(x, n, place, sizes) for n in range(len(sizes.products))]
+    steps = sizes.steps(x.k)
+
+    def read_step(step):
+        return [read_keys(x, n, place, sizes) for n in sizes.numbers(step, steps)]
+
+    keys = read_step(0) if steps == 1 else None
     q = read(x.q, tile.row, real, columns=x.q.shape[1])
     selected = _selected(x.parts, tile, sizes, interpret) if x.parts else None
-    products: dict[str, list] = {name: [] for name in sizes.paths}
-    for n, tiles in enumerate(keys):
-        key, value = (hold(tile, program) for tile in tiles)
-        scores = dot(q, key, interpret, transpose_b=True)
-        for name, seen in attended(tile.position, tile.token - first, n, sizes).items():
-            products[name].append((scores, seen, value))
+
+    def meet(step):
+        products: dict[str, list] = {name: [] for name in sizes.paths}
+        for n, tiles in zip(sizes.numbers(step, steps), keys or read_step(step), strict=True):
+            key, value = (hold(tile, program) for tile in tiles)
+            scores = dot(q, key, interpret, transpose_b=True)
+            for name, seen in attended(tile.position, tile.token - first, n, sizes).items():
+                products[name].append((scores, seen, value))
+        return {
+            name: Softmax.of_keys(found, sizes.log2_scale, interpret)
+            for name, found in products.items()
+        }
+
+    def merge(some, more):
+        return {name: some[name].add(more[name], interpret) for name in some}
+
+    start = {name: Softmax.of_nothing(*q.shape) for name in sizes.paths}
+    softmaxes = over_steps(start, meet, merge, steps)
     mixed = 0.0
-    for n, name in enumerate(sizes.paths):
-        softmax = Softmax.of_keys(products[name], sizes.log2_scale, interpret)
+    for n, (name, softmax) in enumerate(softmaxes.items()):
         if name == "long" and selected:
             softmax = softmax.add(selected, interpret)
         path, log_total = softmax.finish(interpret)
