@@ -52,6 +52,6 @@ class NearTiles:
           dtype: of the arrays.
         """
         narrow = dtype == jnp.bfloat16
-        wide = head_size * (1 if narrow else 2)
+        wide = head_size * (1 if narrow else 4)
         rows = 64 if wide <= 64 else 32 if wide <= 128 else 16
         return cls(rows, warps_for(rows * head_size, 16 if narrow else 8, least=4))

@@ -62,6 +62,9 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     first, b, g = sizes.place(pl.program_id(0))
     tile = read_tile(x.positions, first, sizes.tokens, b, g, heads.single)
     real = tile.position >= 0
+    d_k = d_v = jnp.zeros((sizes.tokens, columns), jnp.float32)
+    if "short" in sizes.paths and sizes.shifts:
+        d_k, d_v = _shifted_keys(x, first, b, g, sizes, interpret)
     keys, values = (read(ref, tile.row, real, columns=columns) for ref in (x.k, x.v))
 
     def add_band(n, carry):
@@ -77,12 +80,8 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
         d_v += dot(weights.astype(dtype), queries.d_out, interpret, transpose_a=True)
         return d_k, d_v
 
-    zero = jnp.zeros((sizes.tokens, columns), jnp.float32)
     steps = (1 + sizes.behind // sizes.tokens) * sizes.parts
-    d_k, d_v = jax.lax.fori_loop(0, steps, add_band, (zero, zero))
-    if "short" in sizes.paths and sizes.shifts:
-        far_k, far_v = _shifted_keys(x, first, b, g, sizes, interpret)
-        d_k, d_v = d_k + far_k, d_v + far_v
+    d_k, d_v = jax.lax.fori_loop(0, steps, add_band, (d_k, d_v))
     d_k *= sizes.scale
     if x.parts:
         row, whole = _block_rows(x.positions, tile, b, g, sizes)
