@@ -76,7 +76,7 @@ def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     def read_step(step):
         return [read_keys(x, n, place, sizes) for n in sizes.numbers(step, steps)]
 
-    keys = read_step(0) if steps == 1 else None
+    keys = read_step(0) if steps == 1 else None  # ahead of all other reads
     queries = read_queries(x, tile.row, tile.position >= 0, sizes.paths)
     selected = _selected(x, tile, sizes) if x.parts else 0.0
 

@@ -143,7 +143,7 @@ def near_forward_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     def read_step(step):
         return [read_keys(x, n, place, sizes) for n in sizes.numbers(step, steps)]
 
-    keys = read_step(0) if steps == 1 else None
+    keys = read_step(0) if steps == 1 else None  # ahead of all other reads
     q = read(x.q, tile.row, real, columns=x.q.shape[1])
     selected = _selected(x.parts, tile, sizes, interpret) if x.parts else None
 
