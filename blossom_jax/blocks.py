@@ -5,9 +5,10 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from blossom_jax import layers
+from blossom_jax import layers, packed_rows
 from blossom_jax.attention import Attention
 from blossom_jax.config import ModelConfig
+from blossom_jax.last_attention import mix_last
 from blossom_jax.mixers import make_mixer
 
 
@@ -56,6 +57,18 @@ class Block(nnx.Module):
     ) -> Float[Array, "B L M"]:
         """Mixes the tokens of each sequence."""
         return self.attention(x, positions, packed=packed)
+
+    def mix_last(
+        self, x: Float[Array, "B L M"], positions: Int[Array, "B L"], last: Int[Array, "U"]
+    ) -> Float[Array, "U 1 M"]:
+        """Does what `mix` does, for the last tokens of packed rows alone.
+
+        Args:
+          x: Activations.
+          positions: As in a call.
+          last: Place of each history's last token, counted along the rows.
+        """
+        return mix_last(self.attention, x, positions, last)
 
     def finish(
         self,
@@ -122,6 +135,10 @@ class PreNormBlock(Block):
         """Normalises, then mixes the tokens of each sequence."""
         return self.attention(self.attention_norm(x), positions, packed=packed)
 
+    def mix_last(self, x, positions, last):
+        """Normalises, then mixes for the last tokens alone; arguments as of `Block`."""
+        return mix_last(self.attention, self.attention_norm(x), positions, last)
+
     def finish(self, x, mixed, *, dropout_key=None):
         """Adds, maps what it normalises, and adds again; arguments as of `Block`."""
         rate, keys = self.config.dropout, layers.split_key(dropout_key, 2)
@@ -151,6 +168,10 @@ class HSTUBlock(Block):
         """Mixes the tokens of each sequence, without the attention's output map."""
         y = self.input_norm(x)
         return self.attention.mix(y, nnx.silu(self.attention.qkv(y)), positions, packed=packed)
+
+    def mix_last(self, x, positions, last):
+        """Mixes for all tokens, and takes the last ones; arguments as of `Block`."""
+        return packed_rows.take(self.mix(x, positions), last)[:, None]
 
     def finish(self, x, mixed, *, dropout_key=None):
         """Normalises, gates, maps and adds; arguments as of `Block`."""

@@ -205,7 +205,12 @@ class ModelConfig:
     @property
     def history_length(self) -> int:
         """Events of a history that the model reads at most; an appended mask takes one's place."""
-        return self.max_length - (self.objective == "masked")
+        return self.max_length - self.appended
+
+    @property
+    def appended(self) -> int:
+        """Tokens behind a history when the model is asked what comes next: a mask, or none."""
+        return int(self.objective == "masked")
 
     @property
     def head_size(self) -> int:

@@ -19,7 +19,7 @@ from blossom_jax.ranking import Catalogue, first_places, rank_targets
 Params = Any  # a pytree
 Batch = dict[str, Any]  # of arrays, from evaluation_batches
 KS = (1, 5, 10, 20)
-Encode = Callable[[Params, Batch], tuple[Float[Array, "b M"], Float[Array, "R M"] | None]]
+Encode = Callable[[Params, Batch], tuple[Float[Array, "u M"], Float[Array, "R M"] | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +71,13 @@ def encode_last(graphdef: nnx.GraphDef) -> Encode:
 
     def encode(params, batch):
         model = nnx.merge(graphdef, params)
-        hidden = model.encode_next(batch["item_ids"], batch["positions"])
+        hidden = model.encode_next(batch["item_ids"], batch["positions"], batch["last"])
         return sharding.laid_out(hidden, sharding.ROWS), model.item_embedding.embedding[...]
 
     return encode
 
 
-def last_scores(graphdef: nnx.GraphDef) -> Callable[[Params, Batch], Float[Array, "b items"]]:
+def last_scores(graphdef: nnx.GraphDef) -> Callable[[Params, Batch], Float[Array, "u items"]]:
     """Returns the function that scores every item as the one after each user's history.
 
     Args:
@@ -104,11 +104,11 @@ class Evaluator:
         ks: Sequence[int] = KS,
         chunk: int = 2**15,
     ):
-        """Prepares one program; it is compiled once for each shape of batch.
+        """Prepares one program; it is compiled for each shape of batch, and again for coverage.
 
         Args:
-          encode: `(params, batch) -> (hidden [b, M], table [R, M])`: their products are the
-            scores, item k at row k. Or (scores [b, R], None), where there is no table.
+          encode: `(params, batch) -> (hidden [u, M], table [R, M])`: their products are the
+            scores, item k at row k. Or (scores [u, R], None), where there is no table.
           num_items: V, size of the catalogue.
           mesh: Devices over which the users of a batch, and the table, are split.
           ks: Where the rankings are cut off whose coverage is asked for.
@@ -119,29 +119,29 @@ class Evaluator:
         num_places = min(max(ks), num_items)
         catalogue = Catalogue(num_items, chunk, mesh)
 
-        def rank(params, batch, best_places, with_coverage):
+        def rank(params, batch, best_places):
             with sharding.traced_on(mesh):
                 hidden, table = encode(params, batch)
             target, seen = batch["target"], batch["seen"]
             ranks = rank_targets(hidden, table, target, seen, batch["negatives"], catalogue)
-
-            def note(best_places):
-                left_out = {"full": seen, "full_keep": jnp.zeros_like(seen[:, :1])}
-                noted = {}
-                for name, items in left_out.items():
-                    score, item = first_places(hidden, table, items, catalogue, k=num_places)
-                    is_place = (target > 0)[:, None] & (score > -jnp.inf)
-                    noted[name] = note_places(best_places[name], item, is_place)
-                return noted
-
-            places = jax.lax.cond(with_coverage, note, lambda same: same, best_places)
-            return ranks._asdict(), places
+            left_out = {"full": seen, "full_keep": jnp.zeros_like(seen[:, :1])}
+            noted = {}
+            for name, best in best_places.items():  # none where no coverage is asked for
+                score, item = first_places(hidden, table, left_out[name], catalogue, k=num_places)
+                is_place = (target > 0)[:, None] & (score > -jnp.inf)
+                noted[name] = note_places(best, item, is_place)
+            return ranks._asdict(), noted
 
         self._rank = jax.jit(rank, donate_argnums=2, out_shardings=sharding.replicated(mesh))
         self._programs = {}
 
     def prepare(
-        self, params: Params, shapes: Iterable[BatchShape], negatives_shape: tuple[int, ...]
+        self,
+        params: Params,
+        shapes: Iterable[BatchShape],
+        negatives_shape: tuple[int, ...],
+        *,
+        with_coverage: bool = False,
     ) -> int:
         """Compiles the programs for all batches ahead of them.
 
@@ -149,34 +149,34 @@ class Evaluator:
           params: Of the model, or ShapeDtypeStructs with the shardings that they will have.
           shapes: From `evaluation_shapes`.
           negatives_shape: (protocols, negatives of a user).
+          with_coverage: As in the calls to come.
 
         Returns:
           Bytes that the largest program holds at once on one device, the parameters included.
         """
         place = sharding.batch_sharding(self._mesh)
         needed = [0]
-        for rows, length, seen in shapes:
-            widths = {"item_ids": [length], "positions": [length], "target": []}
-            widths |= {"seen": [seen], "negatives": [*negatives_shape]}
+        for users, *tokens, seen in shapes:
+            sizes = {"item_ids": tokens, "positions": tokens, "last": [users], "target": [users]}
+            sizes |= {"seen": [users, seen], "negatives": [users, *negatives_shape]}
             inputs = {
-                name: jax.ShapeDtypeStruct((rows, *width), jnp.int32, sharding=place)
-                for name, width in widths.items()
+                name: jax.ShapeDtypeStruct(tuple(size), jnp.int32, sharding=place)
+                for name, size in sizes.items()
             }
-            program = self._program(params, inputs, *self._coverage_inputs(False))
+            program = self._program(params, inputs, self._no_places(with_coverage))
             needed.append(memory.program_bytes(program))
         return max(needed)
 
-    def _program(self, params, inputs, places, with_coverage):
-        key = tuple(array.shape for _, array in sorted(inputs.items()))
+    def _program(self, params, inputs, places):
+        key = *places, *(array.shape for _, array in sorted(inputs.items()))
         if key not in self._programs:
-            self._programs[key] = self._rank.lower(params, inputs, places, with_coverage).compile()
+            self._programs[key] = self._rank.lower(params, inputs, places).compile()
         return self._programs[key]
 
-    def _coverage_inputs(self, with_coverage):
-        size = self._num_items + 1
-        places = {name: jnp.full(size, NOWHERE, jnp.int32) for name in ("full", "full_keep")}
-        everywhere = sharding.replicated(self._mesh)
-        return sharding.put_whole((places, np.bool_(with_coverage)), everywhere)
+    def _no_places(self, with_coverage):
+        names = ("full", "full_keep") if with_coverage else ()
+        places = {name: np.full(self._num_items + 1, NOWHERE, np.int32) for name in names}
+        return sharding.put_whole(places, sharding.replicated(self._mesh))
 
     def __call__(
         self,
@@ -200,24 +200,23 @@ class Evaluator:
         Raises:
           ValueError: If a user is missing.
         """
-        places, wanted = self._coverage_inputs(with_coverage)
+        places = self._no_places(with_coverage)
         found = []
         for batch in batches:
-            row = batch["row"]
-            inputs = {name: array for name, array in batch.items() if name != "row"}
-            inputs["negatives"] = negatives.items[row]
+            user = batch["history"]
+            inputs = {name: array for name, array in batch.items() if name != "history"}
+            inputs["negatives"] = negatives.items[user]
             inputs["seen"] = _different(inputs["seen"])
             inputs = sharding.put_whole(inputs, sharding.batch_sharding(self._mesh))
-            arguments = params, inputs, places, wanted
-            rank, places = self._program(*arguments)(*arguments)
-            found.append((row, rank))  # the device is still at work on it
+            rank, places = self._program(params, inputs, places)(params, inputs, places)
+            found.append((user, rank))  # the device is still at work on it
 
         num_users, num_protocols, num_negatives = negatives.items.shape
         widths = {"full": (), "full_keep": (), "sampled": (num_protocols,)}
         ranks = {name: np.full((num_users, *width), np.nan) for name, width in widths.items()}
-        for row, rank in found:
+        for user, rank in found:
             for name, values in rank.items():
-                ranks[name][row[row >= 0]] = np.asarray(values)[row >= 0]
+                ranks[name][user[user >= 0]] = np.asarray(values)[user >= 0]
         if missing := int(np.isnan(ranks["full"]).sum()):
             raise ValueError(f"the batches leave out {missing} of {num_users} users")
         return Ranks(
@@ -227,11 +226,11 @@ class Evaluator:
             num_items=self._num_items,
             num_negatives=num_negatives,
             num_seen=negatives.num_seen,
-            best_places=jax.device_get(places) if with_coverage else {},
+            best_places=jax.device_get(places),
         )
 
 
-def _different(items: Int[np.ndarray, "b s"]) -> Int[np.ndarray, "b s"]:
+def _different(items: Int[np.ndarray, "u s"]) -> Int[np.ndarray, "u s"]:
     """Keeps each item of a row once; 0 stands for the others."""
     items = np.sort(items, axis=1)
     items[:, 1:][items[:, 1:] == items[:, :-1]] = 0

@@ -112,7 +112,8 @@ def program(model: TrainedModel) -> jax.export.Exported:
 
     def score_row(params, item_ids, positions):  # [l] each
         merged = nnx.merge(graphdef, jax.tree.unflatten(tree, [params[name] for name in names]))
-        return merged.scores(merged.encode_next(item_ids[None], positions[None])[0])
+        last = jnp.argmax(positions, keepdims=True)
+        return merged.scores(merged.encode_next(item_ids[None], positions[None], last)[0])
 
     def branch(length):
         def score_rows(params, item_ids, positions):

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from blossom_jax import last_attention
 from blossom_jax.attention import split_heads
 from blossom_jax.config import ModelConfig
 from blossom_jax.errors import UserError
 from blossom_jax.model import BlossomRec
 from pallas_kernels import decode
-from pallas_kernels.blossom_attention.paths import add_by_gate
 
 _LEAST_CAPACITY = 64  # events; capacities double from here on
 
@@ -67,10 +67,10 @@ def check(config: ModelConfig, max_events: int) -> None:
     Raises:
       UserError: A model that looks ahead, or a `max_events` out of its range.
     """
-    if config.attention not in _ATTEND:
+    if config.attention not in last_attention.ATTENTIONS:
         raise UserError(
             f"model.attention={config.attention!r} cannot take one event at a time; those that can "
-            f"are {', '.join(map(repr, _ATTEND))}"
+            f"are {', '.join(map(repr, last_attention.ATTENTIONS))}"
         )
     if (config.block, config.positions) != ("post_norm", "rope"):
         raise UserError(
@@ -113,7 +113,7 @@ def capacities(config: ModelConfig, max_events: int) -> tuple[int, ...]:
 def bytes_per_event(config: ModelConfig) -> float:
     """Returns the bytes that a layer sets aside for each event that there is room for."""
     numbers: float = 2 * config.num_kv_heads * config.head_size
-    if config.attention in _SELECTING:
+    if last_attention.selects(config):
         numbers += config.num_kv_heads * config.head_size / config.selection_block_size
     return float(numbers * config.compute_dtype.itemsize)
 
@@ -162,10 +162,10 @@ def encode(model: BlossomRec, state: State, item_ids: Int[Array, "B"], *, max_ev
     added = []
     for layer, history in zip(model.layers, state.layers, strict=True):
         q, k, v = split_heads(layer.attention.qkv(x), position[:, None], model.config)
-        new = decode.Token(_rows(k, v), position, first)
-        attended = _ATTEND[model.config.attention](layer.attention, x, q, history, new)
+        new = decode.Token(last_attention.rows(k, v), position, first)
+        attended = last_attention.attend(layer.attention, x, q, history, new)
         added.append(_added(layer.attention, history, new))
-        x = layer.finish(x, layer.attention.out(attended.reshape(x.shape)))
+        x = layer.finish(x, layer.attention.out(attended))
     return Event(x[:, 0], tuple(added))
 
 
@@ -195,17 +195,12 @@ def _embed(model, item_ids):
     return model.embedding_norm(model.item_embedding(item_ids))
 
 
-def _rows(k, v):
-    """Lays keys and values [B, L, G, D] side by side: [B, G, L, 2 D]."""
-    return jnp.concatenate([k, v], -1).swapaxes(1, 2)
-
-
 def _history(attention, x, positions) -> decode.History:
     """Keeps what later events will read of these."""
     _, k, v = split_heads(attention.qkv(x), positions, attention.config)
-    selects = attention.config.attention in _SELECTING
+    selects = last_attention.selects(attention.config)
     summary_keys = attention.compressor(k, positions).swapaxes(1, 2) if selects else None
-    return decode.History(_rows(k, v), summary_keys)
+    return decode.History(last_attention.rows(k, v), summary_keys)
 
 
 def _added(attention, history: decode.History, new: decode.Token) -> decode.History:
@@ -227,30 +222,3 @@ def _added(attention, history: decode.History, new: decode.Token) -> decode.Hist
 
     completes = (new.position + 1) % config.selection_block_size == 0
     return decode.History(new.row, jax.lax.cond(completes.any(), compress, nothing))
-
-
-def _both_paths(attention, x, q, history, new):
-    paths = (attend(attention, x, q, history, new) for attend in (_long_term, _short_term))
-    return add_by_gate(attention.gates(x), *paths)
-
-
-def _long_term(attention, x, q, history, new):
-    config = attention.config
-    block_size, number = config.selection_block_size, config.num_selected_blocks
-    blocks = decode.block_selection(
-        q, history.summary_keys, new, block_size=block_size, num_selected=number
-    )
-    return decode.selected_attention(q, history.tokens, blocks, new, block_size=block_size)
-
-
-def _short_term(attention, x, q, history, new):
-    return decode.power_attention(q, history.tokens, new, window=attention.config.window)
-
-
-def _dense(attention, x, q, history, new):
-    return decode.dense_attention(q, history.tokens, new)
-
-
-_ATTEND = {"blossom": _both_paths, "ltis": _long_term, "stis": _short_term, "dense": _dense}
-ATTENTIONS = tuple(_ATTEND)  # those that can be stepped
-_SELECTING = ("blossom", "ltis")  # those that have summary keys

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from blossom_jax import layers, sharding
+from blossom_jax import layers, packed_rows, sharding
 from blossom_jax.baselines.masking import append_mask
 from blossom_jax.blocks import BLOCK_TYPES, make_block
 from blossom_jax.config import ModelConfig
+from blossom_jax.dense_attention import DenseAttention
 
 __all__ = ["BlossomRec", "ModelConfig", "model_maker", "num_params"]
 
@@ -94,29 +95,39 @@ class BlossomRec(nnx.Module):
         return x
 
     def encode_next(
-        self, item_ids: Int[Array, "B L"], positions: Int[Array, "B L"]
-    ) -> Float[Array, "B M"]:
+        self, item_ids: Int[Array, "B L"], positions: Int[Array, "B L"], last: Int[Array, "U"]
+    ) -> Float[Array, "U M"]:
         """Encodes each history into the hidden state that scores what comes next.
 
-        What follows the last attention is done for the last events alone.
+        The last layer is computed for the last events alone.
 
         Args:
-          item_ids: One history a row, from the row's first token on.
-          positions: 0, 1, ..., and -1 at padding; at most `config.history_length` tokens a row.
+          item_ids: Packed rows. Behind each history at least `config.appended` tokens of its row
+            are padding, but for those that end with it.
+          positions: int32, position of each event inside its own history, -1 at padding; below
+            `config.history_length`.
+          last: int32, place of the last event of each history, counted along the rows.
 
         Returns:
-          What `scores` takes. That of a row without tokens means nothing.
+          What `scores` takes. That of a place at padding means nothing.
         """
         if self.config.objective == "masked":
-            item_ids, positions = append_mask(item_ids, positions)
+            item_ids, positions, last = append_mask(item_ids, positions, last)
+        if not (packed := not self._gains_from_own_rows):
+            length = min(positions.shape[1], self.config.max_length)
+            item_ids, positions, last = packed_rows.one_a_row(item_ids, positions, last, length)
         *before, layer = self.layers
         x = self._embed(item_ids, positions)
         for each in before:
-            x = each(x, positions, packed=False)
-        mixed = layer.mix(x, positions, packed=False)
-        last = jnp.argmax(positions, axis=1)[:, None, None]
-        x, mixed = (jnp.take_along_axis(a, last, axis=1) for a in (x, mixed))
-        return self._output(layer.finish(x, mixed))[:, 0]
+            x = each(x, positions, packed=packed)
+        mixed = layer.mix_last(x, positions, last)
+        return self._output(layer.finish(packed_rows.take(x, last)[:, None], mixed))[:, 0]
+
+    @property
+    def _gains_from_own_rows(self) -> bool:
+        """Tells whether histories are encoded faster in rows of their own: by cuDNN alone."""
+        mixer = self.layers[0].attention
+        return isinstance(mixer, DenseAttention) and mixer.implementation(packed=False) == "cudnn"
 
     def scores(self, hidden: Float[Array, "*n M"]) -> Float[Array, "*n items"]:
         """Scores every item as the next one.

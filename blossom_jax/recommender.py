@@ -41,7 +41,7 @@ class Answer:
 
 
 class Recommender:
-    """Ranks the catalogue for any histories; compiled once for each bucket of their length."""
+    """Ranks the catalogue for any histories; compiled for a few sizes of batch."""
 
     def __init__(
         self, model: TrainedModel, *, batch_users: int = 128, max_events: int | None = None
@@ -51,7 +51,7 @@ class Recommender:
         Args:
           model: From `trained_model.load`.
           batch_users: Histories of up to 64 events that are scored at once; longer ones come in
-            smaller batches. Fewer are filled up, so 1 is the fastest for one history at a time.
+            smaller batches. For fewer, as many are scored, so 1 is the fastest for one at a time.
           max_events: Most events of a user that `start` and `step` keep; by default, and at most,
             the model's `max_length`.
 
@@ -71,6 +71,7 @@ class Recommender:
             "max_length": model.model_config.history_length,
             "batch_users": batch_users,
             "multiple_of": devices,
+            "gap": model.model_config.appended,
         }
         self._best = jax.jit(_best_items(model), static_argnames="k")
 
@@ -285,16 +286,16 @@ class Recommender:
         found = []
         batches = history_batches(Histories(np.concatenate(histories), begin, end), **self._sizes)
         for batch in batches:
-            row = batch.pop("row")
+            user = batch.pop("history")
             if not exclude_seen:
                 batch["seen"] = np.zeros_like(batch["seen"])
             inputs = jax.device_put(batch, place)
             # The device is still at work when the next batch is made.
-            found.append((row, self._best(self.model.params, inputs, allowed, k=k)))
+            found.append((user, self._best(self.model.params, inputs, allowed, k=k)))
         ranked = {}
-        for row, best in found:
+        for user, best in found:
             scores, items = map(np.asarray, best)
-            ranked |= {i: self._scored(scores[b], items[b]) for b, i in enumerate(row) if i >= 0}
+            ranked |= {i: self._scored(scores[u], items[u]) for u, i in enumerate(user) if i >= 0}
         return [ranked[i] for i in range(len(histories))]
 
     def _popular(self, k: int, allowed: Bool[np.ndarray, "items"]) -> Scored:
@@ -326,7 +327,7 @@ def _best_items(model: TrainedModel):
 
     def best(
         params, batch: dict[str, Array], allowed: Bool[Array, "items"], *, k: int
-    ) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
+    ) -> tuple[Float[Array, "u k"], Int[Array, "u k"]]:
         with sharding.traced_on(model.mesh):
             scores = score(params, batch)
         return _top(metrics.without_seen(scores, batch["seen"]), allowed, k=k)

@@ -10,9 +10,10 @@ import jax.export
 import numpy as np
 from jaxtyping import Array, Float
 
+from blossom_jax import packed_rows
 from blossom_jax.errors import UserError
 from blossom_jax.export import LOADER, PROGRAM
-from blossom_jax.trained_model import PARAMS
+from blossom_jax.trained_model import EXPORT, PARAMS, read_config
 
 
 def load(directory: str | pathlib.Path) -> Any:
@@ -39,7 +40,7 @@ def load(directory: str | pathlib.Path) -> Any:
 
 def last_scores(
     directory: str | pathlib.Path,
-) -> tuple[Callable[[dict, dict], Float[Array, "b items"]], dict[str, np.ndarray]]:
+) -> tuple[Callable[[dict, dict], Float[Array, "u items"]], dict[str, np.ndarray]]:
     """Returns the program of an export as `evaluate.last_scores` returns a model, and its params.
 
     Args:
@@ -55,4 +56,12 @@ def last_scores(
             params = {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError) as error:
         raise UserError(f"{directory} is damaged: {error}") from error
-    return lambda params, batch: program.call(params, batch["item_ids"], batch["positions"]), params
+    longest = read_config(directory)[EXPORT]["lengths"][-1]
+
+    def score(params, batch):
+        rows = batch["item_ids"], batch["positions"], batch["last"]
+        length = min(batch["item_ids"].shape[1], longest)
+        item_ids, positions, _ = packed_rows.one_a_row(*rows, length)
+        return program.call(params, item_ids, positions)
+
+    return score, params

@@ -10,6 +10,14 @@ _BERT = {"model.objective": "masked", "model.causal": False, "model.positions": 
 _SASREC = {"model.block": "pre_norm", "model.positions": "learned"}
 _HSTU = {"model.block": "hstu", "model.positions": "learned"}
 
+# Sizes that leave something out from 13 events on; the released ones do so from 81.
+SPARSE = {
+    "model.compress_block_size": 8,
+    "model.compress_stride": 4,
+    "model.selection_block_size": 4,
+    "model.num_selected_blocks": 2,
+}
+
 MODELS: dict[str, dict[str, object]] = {
     "blossomrec": {},
     # The paper's block with another attention.

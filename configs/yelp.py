@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.schedule = "wsd"
     config.train.patience = 10
     config.eval.every_epochs = 2
+    config.eval.batch_users = 256
     config.train.weight_decay = 0.1
     config.model.embedding_dropout = 0.6
     config.model.dropout = 0.5

@@ -72,10 +72,12 @@ class Evaluation:
         self._mesh, self._with_coverage = mesh, with_coverage
         self._targets = getattr(split, part)
         self._users = interactions, self._targets
+        model = ModelConfig(**config.model)
         self._sizes = {
-            "max_length": ModelConfig(**config.model).history_length,
+            "max_length": model.history_length,
             "batch_users": config.eval.batch_users,
             "multiple_of": mesh.size,
+            "gap": model.appended,
         }
         self._negatives = negatives.draw(
             *self._users,
@@ -100,11 +102,14 @@ class Evaluation:
         rows = self._interactions.num_items // self._mesh.shape[sharding.MODEL]
         items = min(rows, self._config.eval.chunk_items)
         at_least = memory.shard_bytes(params) + max(
-            4 * rows // self._mesh.size * (items + length + seen)
-            for rows, length, seen in self._shapes
+            4 * (users * (items + seen) + rows * length) // self._mesh.size
+            for users, rows, length, seen in self._shapes
         )
         self._check_fits(other_bytes + at_least)
-        needed = evaluator.prepare(params, self._shapes, self._negatives.items.shape[1:])
+        negatives_shape = self._negatives.items.shape[1:]
+        needed = evaluator.prepare(
+            params, self._shapes, negatives_shape, with_coverage=self._with_coverage
+        )
         self._check_fits(other_bytes + needed)
 
     def _check_fits(self, bytes_per_device: int) -> None:
@@ -136,17 +141,17 @@ class Evaluation:
           params: Likewise.
           extend: Adds to a batch of these targets what its scores are made of besides.
         """
-        batches = (extend(self._targets, batch) for batch in self._batches())
+        batches = (extend(self._targets, batch) for batch in self.batches())
         return evaluator(params, batches, self._negatives, with_coverage=self._with_coverage)
 
-    def _batches(self) -> Iterator[dict]:
-        """Yields the batches; on a terminal, and if that takes long, a bar shows how far it is."""
+    def batches(self) -> Iterator[dict]:
+        """Yields all batches; on a terminal, and if that takes long, a bar shows how far it is."""
         users = len(self._targets.users)
         options = {"unit": " users", "leave": False, "delay": _SHOWN_AFTER_SECONDS}
         with tqdm.tqdm(total=users, desc="evaluating", disable=None, **options) as bar:
             for batch in evaluation_batches(*self._users, **self._sizes):
                 yield batch
-                bar.update(int((batch["row"] >= 0).sum()))
+                bar.update(int((batch["history"] >= 0).sum()))
 
     def summarize(self, ranks: evaluate.Ranks) -> dict[str, float]:
         """Returns the metrics of all protocols by name."""

@@ -24,7 +24,8 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 # The shapes that these modules name are checked whenever a test calls them.
-_ARRAY_MODULES = ("attention", "compression", "layers", "model", "metrics", "evaluate", "negatives")
+_ARRAY_MODULES = ("attention", "dense_attention", "gate", "compression", "layers", "model")
+_ARRAY_MODULES += ("metrics", "evaluate", "negatives")
 _ARRAY_MODULES += ("selectors", "summary_attention", "ranking")
 _ARRAY_MODULES += ("blocks", "baselines.gru", "baselines.hstu", "baselines.item_knn")
 _ARRAY_MODULES += ("baselines.linear_attention", "baselines.mamba", "baselines.masking")
@@ -33,7 +34,7 @@ _ARRAY_MODULES += ("popularity", "coverage", "buckets", "data.ragged", "data.pac
 _ARRAY_MODULES += ("data.windows", "data.split", "incremental", "incremental_recommender")
 _ARRAY_MODULES += ("losses.cross_entropy", "losses.sampled", "losses.negatives", "losses.objective")
 _ARRAY_MODULES += ("data.train_batches", "data.evaluation_batches")
-_ARRAY_MODULES += ("data.history_batches",)
+_ARRAY_MODULES += ("data.history_batches", "packed_rows", "last_attention")
 # The ops' api.py is left out: its own checks are tested with shapes that are wrong.
 _OPS = ("power_attention", "block_selection", "selected_attention", "blossom_attention")
 _CHECKED = [f"pallas_kernels.{op}.{module}" for op in _OPS for module in ("reference", "xla")]

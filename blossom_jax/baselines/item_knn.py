@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Float32, Int32
 from blossom_jax.data.interactions import Interactions
 from blossom_jax.data.ragged import ragged_arange
 from blossom_jax.data.split import Split
+from pallas_kernels.positions import sequence_end
 
 _ROWS = 1024  # items whose similarities to all others exist at once
 
@@ -63,7 +64,7 @@ def item_neighbours(
 
 def knn_scores(
     neighbours: Any, batch: dict[str, Any], *, decay: float
-) -> Float[Array, "b catalogue"]:
+) -> Float[Array, "u catalogue"]:
     """Scores items by their similarity to the history, of which recent events count more.
 
     Args:
@@ -71,10 +72,15 @@ def knn_scores(
       batch: From `evaluation_batches`: the events that a model would see.
       decay: Weight of an event over that of the next one; 0 = the last event alone counts.
     """
-    item_ids, positions = batch["item_ids"], batch["positions"]
-    age = jnp.max(positions, axis=1, keepdims=True) - positions
+    positions, last = jnp.asarray(batch["positions"]), batch["last"]
+    index = jnp.arange(positions.shape[1])
+    end = sequence_end(positions)
+    age = end - 1 - index
     weight = jnp.where(positions >= 0, decay ** age.astype(jnp.float32), 0)
-    near, similarity = (jnp.asarray(values)[item_ids] for values in neighbours)  # [b, l, K]
-    rows = jnp.arange(len(item_ids))[:, None, None]
-    scores = jnp.zeros((len(item_ids), len(neighbours[0])))
-    return scores.at[rows, near].add(similarity * weight[:, :, None])
+    # Whose history each event is of: told at its last event, and read from there.
+    users = jnp.arange(len(last), dtype=jnp.int32)
+    told = jnp.zeros(positions.size, jnp.int32).at[last].set(users).reshape(positions.shape)
+    user = jnp.take_along_axis(told, end - 1, axis=1)
+    near, similarity = (jnp.asarray(values)[batch["item_ids"]] for values in neighbours)
+    scores = jnp.zeros((len(last), len(neighbours[0])))
+    return scores.at[user[:, :, None], near].add(similarity * weight[:, :, None])  # [b, l, K]

@@ -42,17 +42,21 @@ def hide_events(
 
 
 def append_mask(
-    item_ids: Int[Array, "B L"], positions: Int[Array, "B L"]
-) -> tuple[Int[Array, "B L_plus_1"], Int[Array, "B L_plus_1"]]:
-    """Appends a hidden event to each history, so that it is asked what comes next.
+    item_ids: Int[Array, "B L"], positions: Int[Array, "B L"], last: Int[Array, "U"]
+) -> tuple[Int[Array, "B L_plus_1"], Int[Array, "B L_plus_1"], Int[Array, "U"]]:
+    """Puts a hidden event behind each history, so that it is asked what comes next.
 
     Args:
-      item_ids: One history a row, from the row's first token on.
-      positions: Likewise; -1 at padding.
+      item_ids: Packed rows, at least one token of padding between two histories.
+      positions: int32, position of each token inside its own history, -1 at padding.
+      last: Place of each history's last token, counted along the rows.
+
+    Returns:
+      Rows that are one token longer, and the places of the hidden events.
     """
+    last = last + last // positions.shape[1] + 1
     item_ids = jnp.pad(item_ids, ((0, 0), (0, 1)))
+    before = jnp.pad(positions, ((0, 0), (1, 0)), constant_values=-1)
     positions = jnp.pad(positions, ((0, 0), (0, 1)), constant_values=-1)
-    column = jnp.arange(positions.shape[1])
-    length = jnp.sum(positions >= 0, axis=1, keepdims=True)
-    is_mask = column == length
-    return jnp.where(is_mask, MASK, item_ids), jnp.where(is_mask, length, positions)
+    is_mask = (positions < 0) & (before >= 0)
+    return jnp.where(is_mask, MASK, item_ids), jnp.where(is_mask, before + 1, positions), last

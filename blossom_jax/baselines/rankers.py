@@ -26,12 +26,12 @@ class Ranker(NamedTuple):
     """A way to rank.
 
     Attributes:
-      score: `(params, batch) -> [b, V + 1]`, item k in column k.
+      score: `(params, batch) -> [u, V + 1]`, item k in column k.
       params: A pytree of arrays.
       extend: Adds to a batch of these targets, on the host, what `score` reads besides.
     """
 
-    score: Callable[[Any, Batch], Float[Array, "b catalogue"]]
+    score: Callable[[Any, Batch], Float[Array, "u catalogue"]]
     params: Any = ()
     extend: Callable[[Targets, Batch], Batch] = lambda targets, batch: batch
 
@@ -99,8 +99,8 @@ class RecentCounts:
         self._tie_break = counts / (counts.sum() + 1)  # all days: below 1, and where nothing recent
 
     def __call__(self, targets: Targets, batch: Batch) -> Batch:
-        """Adds `recent`, float32[b, V + 1], to a batch of these targets."""
-        asked = self._all_times[targets.target[batch["row"]]]
+        """Adds `recent`, float32[u, V + 1], to a batch of these targets."""
+        asked = self._all_times[targets.target[batch["history"]]]
         begin = np.searchsorted(self._times, asked - self._seconds)
         end = np.searchsorted(self._times, asked)  # what happens at that very moment is left out
         recent = np.tile(self._tie_break, (len(asked), 1))

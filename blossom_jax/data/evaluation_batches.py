@@ -23,6 +23,7 @@ def evaluation_shapes(
     max_length: int,
     batch_users: int,
     multiple_of: int = 1,
+    gap: int = 0,
 ) -> list[BatchShape]:
     """Returns the different shapes of what `evaluation_batches` yields, without making any of it.
 
@@ -32,6 +33,7 @@ def evaluation_shapes(
       max_length: Likewise.
       batch_users: Likewise.
       multiple_of: Likewise.
+      gap: Likewise.
 
     Raises:
       UserError: `batch_users` does not divide by `multiple_of`.
@@ -42,6 +44,7 @@ def evaluation_shapes(
         max_length=max_length,
         batch_users=batch_users,
         multiple_of=multiple_of,
+        gap=gap,
     )
 
 
@@ -52,6 +55,7 @@ def evaluation_batches(
     max_length: int,
     batch_users: int,
     multiple_of: int = 1,
+    gap: int = 0,
 ) -> Iterator[Batch]:
     """Batches the users to evaluate, shortest histories first, in few shapes.
 
@@ -59,12 +63,13 @@ def evaluation_batches(
       interactions: A prepared log.
       targets: The users and their targets.
       max_length: Events that the model sees, at most.
-      batch_users: Rows in a batch of short histories.
-      multiple_of: What the rows of every batch divide by: devices that share them.
+      batch_users: Users in a batch of short histories.
+      multiple_of: What the users of every batch divide by: devices that share them.
+      gap: Tokens left empty between two histories of a row: `ModelConfig.appended`.
 
     Yields:
       What `history_batches` makes of the events before the targets, and
-        target: int32[b], the item to rank; 0 in empty rows.
+        target: int32[b], the item to rank; 0 for nobody.
 
     Raises:
       UserError: `batch_users` does not divide by `multiple_of`.
@@ -75,10 +80,11 @@ def evaluation_batches(
         max_length=max_length,
         batch_users=batch_users,
         multiple_of=multiple_of,
+        gap=gap,
     )
     for batch in batches:
-        item = interactions.items[targets.target[batch["row"]]]
-        yield {**batch, "target": np.where(batch["row"] >= 0, item, 0).astype(np.int32)}
+        item = interactions.items[targets.target[batch["history"]]]
+        yield {**batch, "target": np.where(batch["history"] >= 0, item, 0).astype(np.int32)}
 
 
 def _histories(interactions: Interactions, targets: Targets) -> Histories:

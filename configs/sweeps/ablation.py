@@ -6,12 +6,8 @@
 The sparse rows are for data whose histories the released sizes see whole.
 """
 
-SPARSE = {
-    "model.compress_block_size": 8,
-    "model.compress_stride": 4,
-    "model.selection_block_size": 4,
-    "model.num_selected_blocks": 2,
-}
+from configs.models import SPARSE
+
 TRAINED = {"model.selection_gradient": "straight_through"}
 
 

@@ -6,12 +6,8 @@
 With two blocks of 4 beside the own one, something is left out from 13 events on.
 """
 
-SPARSE = {
-    "model.compress_block_size": 8,
-    "model.compress_stride": 4,
-    "model.selection_block_size": 4,
-    "model.num_selected_blocks": 2,
-}
+from configs.models import SPARSE
+
 TRAINED = {"model.selection_gradient": "straight_through"}
 
 

@@ -10,7 +10,6 @@ machine hardly changes. The model is untrained, and has the paper's sizes.
 
 import argparse
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -137,18 +136,12 @@ def _time(events, recompute, rounds: int, number: int):
     for _ in range(rounds):
         for _ in range(number):
             for length, event in events.items():
-                seconds[length].append(_seconds(event))
-        recomputed.append(_seconds(recompute))
+                seconds[length].append(measure.both_seconds(event))
+        recomputed.append(measure.both_seconds(recompute))
     by_history = {
         n: np.percentile(times, (50, 99), axis=0).tolist() for n, times in seconds.items()
     }
     return by_history, np.median(recomputed, axis=0).tolist()
-
-
-def _seconds(call: Callable[[], Any]) -> Seconds:
-    began, cpu_began = time.perf_counter(), time.process_time()
-    jax.block_until_ready(call())
-    return time.perf_counter() - began, time.process_time() - cpu_began
 
 
 def _print(records: list[dict]) -> None:

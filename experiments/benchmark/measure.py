@@ -125,6 +125,17 @@ def _seconds(call: Callable[[], Any], repeats: int) -> float:
     return (time.perf_counter() - began) / repeats
 
 
+def both_seconds(call: Callable[[], Any]) -> tuple[float, float]:
+    """Times one call that is compiled.
+
+    Returns:
+      Seconds on the clock, and of the process' CPU time.
+    """
+    began, cpu_began = time.perf_counter(), time.process_time()
+    jax.block_until_ready(call())
+    return time.perf_counter() - began, time.process_time() - cpu_began
+
+
 def reason(error: Exception) -> str:
     """Says in one line why a program could not run."""
     text = " ".join(str(error).split())

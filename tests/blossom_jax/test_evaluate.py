@@ -21,6 +21,7 @@ from blossom_jax.evaluate import (
     summarize,
 )
 from blossom_jax.model import BlossomRec, ModelConfig
+from blossom_jax.packed_rows import one_a_row
 from blossom_jax.popularity import item_counts
 
 NUM_ITEMS, NUM_NEGATIVES, MAX_LENGTH = 40, 10, 24
@@ -56,9 +57,10 @@ def drawn():
 
 def encode_by_small_integers(table, batch):
     """Scores that no order of summation rounds: ties are ties on any mesh."""
-    present = (batch["positions"] >= 0)[..., None]
-    hidden = jnp.sum(table[batch["item_ids"]] * present, axis=1)
-    return hidden, table
+    item_ids, positions, _ = one_a_row(
+        batch["item_ids"], batch["positions"], batch["last"], MAX_LENGTH
+    )
+    return jnp.sum(table[item_ids] * (positions >= 0)[..., None], axis=1), table
 
 
 def table():
@@ -241,7 +243,7 @@ def test_more_users_a_batch_need_more_bytes():
     evaluator = Evaluator(
         encode_by_small_integers, num_items=NUM_ITEMS, mesh=sharding.make_mesh(8, 1)
     )
-    shapes = [BatchShape(rows, 16, 32) for rows in (8, 80, 8000)]
+    shapes = [BatchShape(users, 8, 32, 32) for users in (8, 80, 8000)]
     needed = [evaluator.prepare(table(), [shape], (4, 10)) for shape in shapes]
     assert needed[0] < needed[1] < needed[2]
     assert needed[2] > 1000 * NUM_ITEMS * 4

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from blossom_jax import incremental
+from blossom_jax import incremental, last_attention
 from blossom_jax.attention import split_heads
 from blossom_jax.errors import UserError
 from blossom_jax.incremental_recommender import IncrementalRecommender
@@ -79,7 +79,7 @@ def largest_error(recommender, items, want, begun=(0, 13)):
     )
 
 
-@pytest.mark.parametrize("attention", incremental.ATTENTIONS)
+@pytest.mark.parametrize("attention", last_attention.ATTENTIONS)
 def test_every_step_gives_the_scores_of_the_whole_model(attention):
     layers = 2 if attention == "blossom" else 1
     model = make(attention=attention, num_layers=layers)
@@ -197,7 +197,7 @@ def test_long_histories_are_started_from_their_end():
     np.testing.assert_array_equal(recommender.scores(long), recommender.scores(short))
 
 
-@pytest.mark.parametrize("attention", incremental.ATTENTIONS)
+@pytest.mark.parametrize("attention", last_attention.ATTENTIONS)
 def test_bytes_are_those_of_the_rings(attention):
     config = ModelConfig(**SIZES | {"attention": attention, "dtype": "bfloat16"})
     model = nnx.eval_shape(lambda: BlossomRec(config, NUM_ITEMS, rngs=nnx.Rngs(0)))

@@ -45,6 +45,7 @@ PADDED = {
         (["gpu-report", "--output=x", "--few", "--full"], "not allowed with"),
         (["gpu-report", "--output=x", "--tokens=9", "--lengths=2"], "--tokens=9 is no whole"),
         (["throughput", "--dataset=none"], "no config has that name"),
+        (["evaluation", "--dataset=none"], "no config has that name"),
         (["throughput", "--rounds=x"], "'x' is not a whole number"),
         (["loss", "--losses=hinge"], "'hinge' is none of plain, cross_entropy"),
         (["step", "--steps=hinge"], "'hinge' is none of plain, cross_entropy"),

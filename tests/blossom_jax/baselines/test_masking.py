@@ -44,8 +44,10 @@ def test_what_is_hidden_depends_on_the_key_and_differs_between_histories():
 
 
 def test_a_mask_is_appended_to_each_history():
-    items = jnp.asarray([[5, 6, 0], [7, 8, 9], [0, 0, 0]])
-    positions = jnp.asarray([[0, 1, -1], [0, 1, 2], [-1, -1, -1]])
-    found, places = append_mask(items, positions)
-    np.testing.assert_array_equal(found, [[5, 6, MASK, 0], [7, 8, 9, MASK], [MASK, 0, 0, 0]])
-    np.testing.assert_array_equal(places, [[0, 1, 2, -1], [0, 1, 2, 3], [0, -1, -1, -1]])
+    items = jnp.asarray([[5, 6, 0, 4], [7, 8, 9, 3], [0, 0, 0, 0]])
+    positions = jnp.asarray([[0, 1, -1, 0], [0, 1, 2, 3], [-1, -1, -1, -1]])
+    found, places, last = append_mask(items, positions, jnp.array([1, 3, 7]))
+    wanted = [[5, 6, MASK, 4, MASK], [7, 8, 9, 3, MASK], [0, 0, 0, 0, 0]]
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(places, [[0, 1, 2, 0, 1], [0, 1, 2, 3, 4], [-1, -1, -1, -1, -1]])
+    np.testing.assert_array_equal(last, [2, 4, 9])

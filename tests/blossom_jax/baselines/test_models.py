@@ -147,5 +147,5 @@ def test_it_learns_a_toy_problem_by_heart(name, num_steps, learning_rate):
     model, loss = trained_on_a_ring(name, num_steps, learning_rate)
     assert loss < 0.5
     items = jnp.arange(1, 11, dtype=jnp.int32)[None]
-    scores = model.scores(model.encode_next(items, items - 1))
+    scores = model.scores(model.encode_next(items, items - 1, jnp.array([9])))
     assert jnp.argmax(scores[0, 1:]) + 1 == 11

@@ -49,9 +49,9 @@ def scores_of(name, interactions):
     ranker = make_rankers(interactions, split)[name]
     for batch in evaluation_batches(interactions, split.test, max_length=16, batch_users=4):
         scores = np.asarray(ranker.score(ranker.params, ranker.extend(split.test, batch)))
-        for row, values in zip(batch["row"], scores, strict=True):
-            if row >= 0:
-                yield split.test.users[row], split.test.target[row], values
+        for user, values in zip(batch["history"], scores, strict=True):
+            if user >= 0:
+                yield split.test.users[user], split.test.target[user], values
 
 
 @pytest.mark.parametrize(("name", "decay"), [("item_knn", DECAY), ("item_knn_last", 0.0)])
