@@ -57,7 +57,10 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
         log_total = read(x.totals.log_total, query_row, real, other=NOTHING)
         mean = read_mean(x.totals, query_row, real)
         q, d_out = [read(ref, query_row, real, columns=columns) for ref in (x.q, x.d_out)]
-        q, d_out, log_total, mean = (hold(found, block) for found in (q, d_out, log_total, mean))
+        if q.dtype == jnp.bfloat16:  # f32 has neither the registers nor the shared memory
+            q, d_out, log_total, mean = (
+                hold(found, block) for found in (q, d_out, log_total, mean)
+            )
         scores = dot(q, keys, interpret, transpose_b=True)
         weights = exp2(fma(scores, scale, -log_total[:, None], interpret), interpret)
         if sizes.keys > sizes.block_size:
