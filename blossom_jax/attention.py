@@ -1,21 +1,20 @@
-"""Attention modules: BlossomRec's two sparse paths, and the dense attention it is compared with."""
+"""Attention modules: what all have in common, and BlossomRec's two sparse paths."""
 
 import functools
-import logging
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from blossom_jax import layers, selectors, sharding
 from blossom_jax.compression import KeyCompressor, mean_keys
 from blossom_jax.config import SCORED, SUMMARIES, ModelConfig
+from blossom_jax.gate import make_gate, path_weights
 from blossom_jax.summary_attention import summary_attention
 from pallas_kernels import block_selection, blossom_attention, power_attention, selected_attention
 from pallas_kernels.blossom_attention.paths import add_by_gate
-from pallas_kernels.positions import sequence_start
 
 ROPE_THETA = 10000.0
 
@@ -93,13 +92,11 @@ class BlossomAttention(Attention):
           config: Sizes and switches.
           rngs: Source of the initial weights.
         """
-        hidden, num_heads = config.hidden_size, config.num_heads
+        hidden = config.hidden_size
         self.config = config
         self.qkv = qkv_projection(config, rngs)
-        if config.attention == "blossom" and config.gate == "learned":
-            self.gate = layers.linear(hidden, num_heads * 2, config, rngs=rngs)
-            bias = jnp.array([config.gate_bias_ltis, config.gate_bias_stis], jnp.float32)
-            self.gate.bias.set_value(jnp.tile(bias, num_heads))
+        if config.attention == "blossom":
+            self.gate = make_gate(config, rngs=rngs)
         if config.attention != "stis" and config.selector == "compressor":
             self.compressor = KeyCompressor(config, rngs=rngs)
         self.out = layers.linear(hidden, hidden, config, use_bias=False, rngs=rngs)
@@ -140,10 +137,7 @@ class BlossomAttention(Attention):
 
     def gates(self, x: Float[Array, "B L M"]) -> Float[Array, "B L H 2"]:
         """Returns the weights of the (long-term, short-term) path in each head, in f32."""
-        shape = (*x.shape[:2], self.config.num_heads, 2)
-        if self.config.gate == "learned":
-            return jax.nn.sigmoid(self.gate(x).astype(jnp.float32)).reshape(shape)
-        return jnp.full(shape, 1.0 if self.config.gate == "sum" else 0.5)
+        return path_weights(self.gate, x, self.config)
 
     def _both_paths(self, q, k, v, gate, positions):
         if self.config.selector not in SCORED:  # the fused op scores blocks itself
@@ -227,72 +221,6 @@ class BlossomAttention(Attention):
         return {"causal": self.config.causal, "implementation": implementation}
 
 
-class DenseAttention(Attention):
-    """Attention to every earlier token of the sequence: what BlossomRec is compared with."""
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        """Initialises the parameters.
-
-        Args:
-          config: Sizes and switches.
-          rngs: Source of the initial weights.
-        """
-        hidden = config.hidden_size
-        self.config = config
-        self.qkv = qkv_projection(config, rngs)
-        self.out = layers.linear(hidden, hidden, config, use_bias=False, rngs=rngs)
-
-    def mix(self, x, qkv, positions, *, packed=True):
-        """Attends inside each sequence.
-
-        Raises:
-          NotImplementedError: cuDNN was asked for by name and the rows are packed.
-        """
-        q, k, v = split_heads(qkv, positions, self.config)
-        return self.attend(q, k, v, positions, packed=packed).reshape(x.shape)
-
-    def attend(
-        self,
-        q: Float[Array, "B L H D"],
-        k: Float[Array, "B L G D"],
-        v: Float[Array, "B L G D"],
-        positions: Int[Array, "B L"],
-        *,
-        packed: bool,
-    ) -> Float[Array, "B L H D"]:
-        """Attends to every token of the own sequence, or to those before; zero at padding."""
-        real = positions >= 0
-        if self.implementation(packed=packed) == "cudnn":
-            length = jnp.maximum(real.sum(-1, dtype=jnp.int32), 1)  # softmax needs one key
-            masking = {
-                "implementation": "cudnn",
-                "is_causal": self.config.causal,
-                "query_seq_lengths": length,
-                "key_value_seq_lengths": length,
-            }
-        else:
-            masking = {
-                "implementation": "xla",
-                "mask": segment_mask(positions, self.config.causal),
-            }
-        with jax.default_matmul_precision(self.config.precision.name.lower()):
-            attended = jax.nn.dot_product_attention(q, k, v, **masking)
-        return jnp.where(real[:, :, None, None], attended, 0)
-
-    def implementation(self, *, packed: bool) -> str:
-        """Says what serves a call here: "cudnn" or "xla"; the log says it too, once.
-
-        Args:
-          packed: As in the call.
-        """
-        named = self.config.implementation if self.config.attention == "dense" else ""
-        if named == "cudnn" and packed:
-            raise NotImplementedError("cuDNN has no segment mask: it cannot serve packed=True")
-        chosen = named or ("cudnn" if not packed and _cudnn_runs(self.config) else "xla")
-        _log_once("dense attention runs on %s, packed=%s", chosen, packed)
-        return chosen
-
-
 def qkv_projection(config: ModelConfig, rngs: nnx.Rngs) -> nnx.Linear:
     """Builds the map from activations to queries, keys and values of all heads."""
     heads = config.num_heads + 2 * config.num_kv_heads
@@ -313,22 +241,3 @@ def split_heads(
     if config.positions == "rope":
         q_and_k = rotate(q_and_k, positions)
     return q_and_k[:, :, :h], q_and_k[:, :, h:], heads[:, :, h + g :]
-
-
-def segment_mask(positions: Int[Array, "B L"], causal: bool) -> Bool[Array, "B 1 L L"]:
-    """Tells which key (last axis) stands in the query's own sequence, and not after it."""
-    start = sequence_start(positions)
-    mask = (start[:, :, None] == start[:, None]) & (positions >= 0)[:, None]
-    return (jnp.tril(mask) if causal else mask)[:, None]
-
-
-def _cudnn_runs(config: ModelConfig) -> bool:
-    """Tells whether cuDNN's attention serves these sizes on the first local device."""
-    device = jax.local_devices()[0]
-    sizes_fit = config.dtype == "bfloat16" and config.head_size % 8 == 0 and config.head_size <= 128
-    return device.platform == "gpu" and float(device.compute_capability) >= 8.0 and sizes_fit
-
-
-@functools.cache
-def _log_once(message: str, *arguments) -> None:
-    logging.getLogger(__name__).info(message, *arguments)

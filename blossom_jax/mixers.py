@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 from flax import nnx
 
-from blossom_jax.attention import Attention, BlossomAttention, DenseAttention
+from blossom_jax.attention import Attention, BlossomAttention
 from blossom_jax.baselines.dense_gated import DenseGatedAttention
 from blossom_jax.baselines.gru import GRU
 from blossom_jax.baselines.hstu import SiluAttention
 from blossom_jax.baselines.linear_attention import LinearAttention
 from blossom_jax.baselines.mamba import Mamba
 from blossom_jax.config import ModelConfig
+from blossom_jax.dense_attention import DenseAttention
 
 _MIXERS: dict[str, Callable[..., Attention | GRU | Mamba]] = {
     "blossom": BlossomAttention,

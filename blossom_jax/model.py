@@ -12,10 +12,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from blossom_jax import layers, packed_rows, sharding
-from blossom_jax.attention import DenseAttention
 from blossom_jax.baselines.masking import append_mask
 from blossom_jax.blocks import BLOCK_TYPES, make_block
 from blossom_jax.config import ModelConfig
+from blossom_jax.dense_attention import DenseAttention
 
 __all__ = ["BlossomRec", "ModelConfig", "model_maker", "num_params"]
 

@@ -80,24 +80,24 @@ def _untiled(x, length):
 
 
 def _grouped(x, num_kv_heads):
-    """[B, L, H, D] -> f32 [B, L, G, R, D]."""
+    """[B, L, H, D] -> [B, L, G, R, D], in x's dtype: a tile is widened when its turn comes."""
     b, length, h, d = x.shape
-    return at_least_f32(x).reshape(b, length, num_kv_heads, h // num_kv_heads, d)
+    return x.reshape(b, length, num_kv_heads, h // num_kv_heads, d)
 
 
 def _forward(q, k, v, by_query, key_list):
     length, tile = q.shape[1], tiles.tile_length(*q.shape[:2])
     rows = _rows(k, v, key_list.margin)
-    query = _grouped(q, k.shape[2]) * q.shape[-1] ** -0.5
+    scale = q.shape[-1] ** -0.5
 
     def step(xs):
         query, by_query = xs
-        return _attend(query, *key_list.read(rows, by_query))
+        out, log_total = _attend(at_least_f32(query) * scale, *key_list.read(rows, by_query))
+        return out.astype(q.dtype), log_total
 
     by_query = tuple(tiles.split(x, tile, fill=-1) for x in by_query)
-    out, log_total = jax.lax.map(step, (_tiles(query, tile), by_query))
-    out = _untiled(out, length).reshape(q.shape).astype(q.dtype)
-    return out, _untiled(log_total, length)
+    out, log_total = jax.lax.map(step, (_tiles(_grouped(q, k.shape[2]), tile), by_query))
+    return _untiled(out, length).reshape(q.shape), _untiled(log_total, length)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -136,25 +136,27 @@ def _backward(key_list, saved, d_out):
     length, tile = q.shape[1], tiles.tile_length(*q.shape[:2])
     g, scale, (before, _) = k.shape[2], q.shape[-1] ** -0.5, key_list.margin
     rows, d_out = _rows(k, v, key_list.margin), _grouped(d_out, g)
-    mean = (d_out * _grouped(out, g)).sum(-1)
+    mean = (at_least_f32(d_out) * at_least_f32(_grouped(out, g))).sum(-1)
     selected = probability.shape[-1]
 
     def step(d_rows, xs):
-        by_query, query, *rest = xs
+        by_query, query, d_out, *rest = xs
+        query, d_out = at_least_f32(query) * scale, at_least_f32(d_out)
         lists, allowed = key_list.read(rows, by_query)
-        d_query, d_lists, d_by_key = _gradients(query, lists, allowed, *rest)
+        d_query, d_lists, d_by_key = _gradients(query, lists, allowed, d_out, *rest)
+        d_query = (d_query * scale).astype(q.dtype)
         d_blocks = d_by_key
         if selected:
             d_blocks = d_by_key.reshape(*d_by_key.shape[:3], selected + 1, -1).sum(-1)
         return key_list.add(d_rows, by_query, d_lists), (d_query, d_blocks[..., :selected])
 
     by_query = tuple(tiles.split(x, tile, fill=-1) for x in by_query)
-    by_head = (_tiles(x, tile) for x in (_grouped(q, g) * scale, d_out, mean, log_total))
+    by_head = (_tiles(x, tile) for x in (_grouped(q, g), d_out, mean, log_total))
     d_rows, (d_query, d_blocks) = jax.lax.scan(step, jnp.zeros_like(rows), (by_query, *by_head))
     d_keys_values = jnp.moveaxis(d_rows[:, :, before : before + length], 1, 2)
     d_keys, d_values = jnp.split(d_keys_values, 2, -1)
     return (
-        (_untiled(d_query, length) * scale).reshape(q.shape).astype(q.dtype),
+        _untiled(d_query, length).reshape(q.shape),
         d_keys.astype(k.dtype),
         d_values.astype(v.dtype),
         _untiled(d_blocks, length).astype(probability.dtype),

@@ -18,13 +18,22 @@ from pallas_kernels.power_attention import triton_backward as near_backward
 from pallas_kernels.power_attention.config import NearTiles
 from pallas_kernels.power_attention.near import NearSizes
 from pallas_kernels.power_attention.triton_backward import PathTotals
+from pallas_kernels.power_attention.triton_backward_keys import near_keys
+from pallas_kernels.power_attention.triton_backward_queries import near_queries
 from pallas_kernels.power_attention.triton_forward import Parts, near_forward
 from pallas_kernels.selected_attention import triton_backward as blocks_backward
 from pallas_kernels.selected_attention.blocks import BlockSizes
 from pallas_kernels.selected_attention.config import BlockTiles
 from pallas_kernels.selected_attention.inverted_lists import invert
 from pallas_kernels.selected_attention.triton_forward import blocks_forward
-from pallas_kernels.triton_tools import Heads, pad_head, padded_head, shape, to_matrix
+from pallas_kernels.triton_tools import (
+    LEAST_TILE,
+    Heads,
+    pad_head,
+    padded_head,
+    shape,
+    to_matrix,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +56,7 @@ class Paths:
 
     def near(self, kernel: str, q, k, slots) -> NearSizes:
         """Sizes of a kernel of near keys."""
+        choose = NearTiles.by_keys if kernel == "near_keys" else NearTiles.by_queries
         return NearSizes(
             heads=heads(q, k),
             block_size=self.block_size,
@@ -55,10 +65,9 @@ class Paths:
             num_selected=0 if slots is None else slots.shape[-1],
             scale=q.shape[-1] ** -0.5,
             tiles=tuned.choose(
-                kernel,
-                shape(q, k, self.block_size),
-                NearTiles.heuristics(padded_head(q.shape[-1]), q.dtype),
+                kernel, shape(q, k, self.block_size), choose(padded_head(q.shape[-1]), q.dtype)
             ),
+            least_tokens=LEAST_TILE if kernel == "near_keys" else 1,
         )
 
     def blocks(self, kernel: str, q, k, slots) -> BlockSizes:
@@ -112,9 +121,10 @@ def _save(q, k, v, slots, probability, gate, positions, paths):
         parts = Parts(slots.reshape(-1), *found)
     sizes = paths.near("near_forward", q, k, slots)
     outputs = near_forward(wide_q, wide_k, wide_v, positions, gate, parts, sizes, paths.interpret)
-    out = outputs["out"][..., : q.shape[-1]]
-    if gate is not None:
-        del outputs["out"]
+    out = outputs.pop("out")
+    if gate is None and "long" in sizes.paths:
+        outputs["long"] = out
+    out = out[..., : q.shape[-1]]
     return out, (q, k, v, slots, probability, gate, positions, outputs, lists)
 
 
@@ -124,12 +134,11 @@ def _backward(paths, saved, d_out):
     wide_q, wide_k, wide_v, wide_d_out = (to_matrix(pad_head(x)) for x in (q, k, v, d_out))
     sizes = paths.near("near_queries", q, k, slots)
     names = sizes.paths
-    totals, real = {}, (positions >= 0)[..., None]
-    for name in names:
-        path = outputs[name if gate is not None else "out"]
-        mean = (at_least_f32(d_out) * at_least_f32(path[..., :d])).sum(-1)
-        mean = jnp.where(real, mean, 0.0)  # whatever the cotangent is at padding
-        totals[name] = PathTotals(outputs[f"{name}_log_total"].reshape(-1), mean.reshape(-1))
+    totals = {name: PathTotals(outputs[f"{name}_log_total"].reshape(-1), None) for name in names}
+    if "long" in names:
+        mean = (at_least_f32(d_out) * at_least_f32(outputs["long"][..., :d])).sum(-1)
+        mean = jnp.where((positions >= 0)[..., None], mean, 0.0)  # whatever d_out is at padding
+        totals["long"] = totals["long"]._replace(mean=mean.astype(q.dtype).reshape(-1))
     queries_parts = keys_parts = d_probability = None
     if slots is not None:
         found = blocks_backward.blocks_backward(
@@ -146,9 +155,12 @@ def _backward(paths, saved, d_out):
     x = near_backward.Inputs(
         wide_q, wide_k, wide_v, wide_d_out, positions.reshape(-1), totals, None
     )
-    d_q = near_backward.near_queries(x._replace(parts=queries_parts), sizes, batch, paths.interpret)
+    found = near_queries(x._replace(parts=queries_parts), sizes, batch, paths.interpret)
+    d_q = found["q"]
+    if "short" in names:
+        totals["short"] = totals["short"]._replace(mean=found["mean"])
     sizes = paths.near("near_keys", q, k, slots)
-    d_kv = near_backward.near_keys(x._replace(parts=keys_parts), sizes, batch, paths.interpret)
+    d_kv = near_keys(x._replace(parts=keys_parts), sizes, batch, paths.interpret)
     d_q, d_k, d_v = (
         g.reshape(*x.shape[:-1], -1)[..., :d] for g, x in zip((d_q, *d_kv), (q, k, v), strict=True)
     )

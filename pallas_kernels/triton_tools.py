@@ -163,6 +163,21 @@ def fma(a, b, c, interpret: bool):
     return _instruction("fma.rn.f32", interpret, lambda a, b, c: a * b + c, a, b, c)
 
 
+def hold(x, program):
+    """Returns what was read; keeps it in registers until here.
+
+    Triton stores an operand of a product to shared memory as soon as it is read, and waits for it:
+    then reads that follow it in the program begin only when it has come. It does not look through
+    a choice that it cannot foresee; the compiler behind it can, so that no instruction is left.
+
+    Args:
+      x: a tile or a vector.
+      program: number of the program, which is never below 0.
+    """
+    always = jnp.broadcast_to(program >= 0, x.shape)
+    return jnp.where(always, x, jnp.zeros((), x.dtype))
+
+
 def read(ref, rows, real, other=0.0, columns: int | None = None):
     """Reads rows of a matrix, or entries of a vector where `columns` is None; `other` if not real.
 

@@ -24,7 +24,8 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 # The shapes that these modules name are checked whenever a test calls them.
-_ARRAY_MODULES = ("attention", "compression", "layers", "model", "metrics", "evaluate", "negatives")
+_ARRAY_MODULES = ("attention", "dense_attention", "gate", "compression", "layers", "model")
+_ARRAY_MODULES += ("metrics", "evaluate", "negatives")
 _ARRAY_MODULES += ("selectors", "summary_attention", "ranking")
 _ARRAY_MODULES += ("blocks", "baselines.gru", "baselines.hstu", "baselines.item_knn")
 _ARRAY_MODULES += ("baselines.linear_attention", "baselines.mamba", "baselines.masking")

@@ -2,13 +2,13 @@
 
 import functools
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from blossom_jax import layers, sharding
-from blossom_jax.attention import DenseAttention, split_heads
+from blossom_jax import sharding
+from blossom_jax.attention import split_heads
 from blossom_jax.config import ModelConfig
+from blossom_jax.dense_attention import DenseAttention
+from blossom_jax.gate import make_gate, path_weights
 from pallas_kernels import power_attention
 from pallas_kernels.blossom_attention.paths import add_by_gate
 
@@ -24,7 +24,7 @@ class DenseGatedAttention(DenseAttention):
           rngs: Source of the initial weights.
         """
         super().__init__(config, rngs=rngs)
-        self.gate = layers.linear(config.hidden_size, config.num_heads * 2, config, rngs=rngs)
+        self.gate = make_gate(config, rngs=rngs)
 
     def mix(self, x, qkv, positions, *, packed=True):
         """Attends on both paths inside each sequence."""
@@ -38,5 +38,5 @@ class DenseGatedAttention(DenseAttention):
             implementation=self.config.implementation or None,
         )
         short_term = sharding.by_rows(attend)(q, k, v, positions)
-        gate = jax.nn.sigmoid(self.gate(x).astype(jnp.float32)).reshape(*q.shape[:3], 2)
+        gate = path_weights(self.gate, x, self.config)
         return add_by_gate(gate, long_term, short_term).reshape(x.shape)

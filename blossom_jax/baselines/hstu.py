@@ -10,8 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from blossom_jax import layers
-from blossom_jax.attention import Attention, qkv_projection, segment_mask, split_heads
+from blossom_jax.attention import Attention, qkv_projection, split_heads
 from blossom_jax.config import ModelConfig
+from blossom_jax.dense_attention import segment_mask
 
 
 class SiluAttention(Attention):

@@ -47,7 +47,11 @@ class Search:
     tolerance: float
 
 
-def _near() -> list[NearTiles]:
+def _near_queries() -> list[NearTiles]:
+    return [NearTiles(rows, warps) for rows in (16, 32) for warps in (1, 2, 4)]
+
+
+def _near_keys() -> list[NearTiles]:
     return [NearTiles(rows, warps) for rows in (32, 64, 128) for warps in (2, 4, 8)]
 
 
@@ -68,10 +72,10 @@ _KERNELS: dict[str, tuple[Callable[[], list], Callable[..., Any]]] = {
         lambda _, *shape: SelectionTiles.heuristics(*shape),
     ),
     "blocks_forward": (_blocks, BlockTiles.forward),
-    "near_forward": (_near, lambda _, *shape: NearTiles.heuristics(*shape)),
+    "near_forward": (_near_queries, lambda _, *shape: NearTiles.by_queries(*shape)),
     "blocks_backward": (_blocks, BlockTiles.backward),
-    "near_queries": (_near, lambda _, *shape: NearTiles.heuristics(*shape)),
-    "near_keys": (_near, lambda _, *shape: NearTiles.heuristics(*shape)),
+    "near_queries": (_near_queries, lambda _, *shape: NearTiles.by_queries(*shape)),
+    "near_keys": (_near_keys, lambda _, *shape: NearTiles.by_keys(*shape)),
 }
 
 

@@ -28,14 +28,30 @@ class NearTiles:
             raise ValueError(f"rows={self.rows} must be a power of two from 16 to 1024")
 
     @classmethod
-    def heuristics(cls, head_size: int, dtype: jax.typing.DTypeLike) -> "NearTiles":
-        """Chooses tiles by shape: as many query heads, up to 64, as registers have room for.
+    def by_queries(cls, head_size: int, dtype: jax.typing.DTypeLike) -> "NearTiles":
+        """Chooses tiles by shape for kernels that walk the queries.
+
+        The fewest rows of a product, in one warp if registers have room: each token meets keys of
+        its own beyond the band, so a larger tile would multiply more that is masked.
+
+        Args:
+          head_size: D, padded.
+          dtype: of the arrays.
+        """
+        per_thread = 32 if dtype == jnp.bfloat16 else 8
+        return cls(16, warps_for(32 * head_size, per_thread, least=1))
+
+    @classmethod
+    def by_keys(cls, head_size: int, dtype: jax.typing.DTypeLike) -> "NearTiles":
+        """Chooses tiles by shape for the kernel that walks the keys.
+
+        As many query heads, up to 64, as registers have room for.
 
         Args:
           head_size: D, padded.
           dtype: of the arrays.
         """
         narrow = dtype == jnp.bfloat16
-        wide = head_size * (1 if narrow else 2)
+        wide = head_size * (1 if narrow else 4)
         rows = 64 if wide <= 64 else 32 if wide <= 128 else 16
         return cls(rows, warps_for(rows * head_size, 16 if narrow else 8, least=4))

@@ -1,38 +1,28 @@
 """Gradients of the keys near a query: the short-term path, and the long-term path's own block.
 
-Two kernels, neither of which adds to memory that another program writes: one walks the queries and
-finds their gradient, one walks the keys and finds theirs. A path's weight, gate included, is
-exp2(logit - log_total), and the gradient of a logit is weight * (d_out . value - mean), with `mean`
-the product of d_out and the path's own output. So both paths, gated or not, are one sum.
+Two kernels, neither of which adds to memory that another program writes: `near_queries`, in
+triton_backward_queries.py, walks the queries and finds their gradient; `near_keys`, in
+triton_backward_keys.py, walks the keys and finds theirs. Here is what both read.
+
+A path's weight, gate included, is exp2(logit - log_total), and the gradient of a logit is
+weight * (d_out . value - mean), with `mean` the product of d_out and the path's own output. So both
+paths, gated or not, are one sum.
 """
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 
-from pallas_kernels.power_attention.near import BAND_KEYS, NearSizes, band_bias, shift
-from pallas_kernels.triton_tools import (
-    NOTHING,
-    Tile,
-    dot,
-    exp2,
-    fma,
-    launch,
-    read,
-    read_tile,
-    write,
-)
+from pallas_kernels.triton_tools import NOTHING, read
 
 
 class PathTotals(NamedTuple):
-    """What the backward pass needs of a path, f32[B * L * H] each.
+    """What the backward pass needs of a path, [B * L * H] each.
 
     Attributes:
-      log_total: log-sum-exp of the logits less the gate's logarithm, as a power of two; `NOTHING`
-        where there is no key.
-      mean: d_out times the path's output, summed over the head.
+      log_total: f32, log-sum-exp of the logits less the gate's logarithm, as a power of two;
+        `NOTHING` where there is no key.
+      mean: d_out times the path's output, summed over the head; None where it is yet to be found.
     """
 
     log_total: Any
@@ -70,185 +60,21 @@ class Queries(NamedTuple):
     totals: dict[str, PathTotals]
 
 
-def _read_queries(x: Inputs, row, real, paths) -> Queries:
+def read_mean(totals: PathTotals, row, real):
+    """Reads what was found of the mean, if it was."""
+    if totals.mean is None:
+        return None
+    return read(totals.mean, row, real).astype(jnp.float32)
+
+
+def read_queries(x: Inputs, row, real, paths) -> Queries:
+    """Reads a tile of query heads; 0 and `NOTHING` where they are not real."""
     totals = {
         name: PathTotals(
             read(x.totals[name].log_total, row, real, other=NOTHING),
-            read(x.totals[name].mean, row, real),
+            read_mean(x.totals[name], row, real),
         )
         for name in paths
     }
     q, d_out = (read(ref, row, real, columns=x.q.shape[1]) for ref in (x.q, x.d_out))
     return Queries(q, d_out, totals)
-
-
-def _band(queries: Queries, keys, values, bias, sizes: NearSizes, interpret: bool):
-    """Weights and gradients of the logits of a band, summed over the paths: [rows, keys]."""
-    scale = jnp.float32(sizes.log2_scale)
-    scores = dot(queries.q, keys, interpret, transpose_b=True)
-    d_weights = dot(queries.d_out, values, interpret, transpose_b=True)
-    weights, d_logits = 0.0, jnp.float32(0)
-    for name, totals in queries.totals.items():
-        shift = bias[name] - totals.log_total[:, None]
-        weight = exp2(fma(scores, scale, shift, interpret), interpret)
-        weights += weight
-        d_logits = fma(weight, d_weights - totals.mean[:, None], d_logits, interpret)
-    return weights, d_logits
-
-
-def _single(queries: Queries, key, value, sizes: NearSizes, interpret: bool):
-    """Weight and gradient of the logit of one key for each query, [rows, 1] each."""
-    totals, scale = queries.totals["short"], jnp.float32(sizes.log2_scale)
-    q, d_out = queries.q.astype(jnp.float32), queries.d_out.astype(jnp.float32)
-    logit = fma((q * key).sum(1), scale, -totals.log_total, interpret)
-    weight = exp2(logit, interpret)
-    d_logit = weight * ((d_out * value).sum(1) - totals.mean)
-    return weight[:, None], d_logit[:, None]
-
-
-def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
-    """Finds the gradient of `sizes.tokens` tokens' query heads of one key/value head."""
-    heads, columns = sizes.heads, x.q.shape[1]
-    first, b, g = sizes.place(pl.program_id(0) // sizes.parts)
-    part = pl.program_id(0) % sizes.parts
-    tile = read_tile(x.positions, first, sizes.tokens, b, g, heads, sizes.members, part)
-    queries = _read_queries(x, tile.row, tile.position >= 0, sizes.paths)
-
-    def add_band(n, d_q):
-        begin = first - sizes.behind + n * BAND_KEYS
-        band = read_tile(x.positions, begin, BAND_KEYS, b, g, heads.single)
-        real_key = band.position >= 0
-        keys, values = (read(ref, band.row, real_key, columns=columns) for ref in (x.k, x.v))
-        bias = band_bias(tile.position, tile.token[:, None] - band.token[None, :], sizes)
-        _, d_logits = _band(queries, keys, values, bias, sizes, interpret)
-        return d_q + dot(d_logits.astype(keys.dtype), keys, interpret)
-
-    def add_shifted(n, d_q):
-        distance = shift(n, sizes)
-        rows, seen = tile.key_row - distance * heads.kv_heads, tile.position >= distance
-        key, value = (
-            read(ref, rows, seen, columns=columns).astype(jnp.float32) for ref in (x.k, x.v)
-        )
-        # A key that is not attended was read as 0, so its weight does not matter.
-        _, d_logit = _single(queries, key, value, sizes, interpret)
-        return fma(d_logit, key, d_q, interpret)
-
-    def add_selected(n, d_q):
-        slots, d_parts = x.parts
-        pair = tile.key_row * sizes.num_selected + n
-        chosen = read(slots, pair, tile.inside, other=-1) >= 0
-        row = pair * heads.group + (tile.row - tile.key_row * heads.group)
-        return d_q + read(d_parts, row, chosen, columns=columns).astype(jnp.float32)
-
-    d_q = jnp.zeros((tile.row.size, columns), jnp.float32)
-    d_q = jax.lax.fori_loop(0, sizes.steps, add_band, d_q)
-    if "short" in sizes.paths:
-        d_q = jax.lax.fori_loop(0, sizes.shifts, add_shifted, d_q)
-    d_q *= sizes.scale
-    if x.parts:
-        d_q = jax.lax.fori_loop(0, sizes.num_selected, add_selected, d_q)
-    write(out, tile.row, tile.inside, d_q)
-
-
-def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
-    """Finds the gradients of `sizes.tokens` tokens' key and value of one key/value head."""
-    heads, columns = sizes.heads, x.q.shape[1]
-    first, b, g = sizes.place(pl.program_id(0))
-    tile = read_tile(x.positions, first, sizes.tokens, b, g, heads.single)
-    real = tile.position >= 0
-    keys, values = (read(ref, tile.row, real, columns=columns) for ref in (x.k, x.v))
-
-    def add_band(n, carry):
-        d_k, d_v = carry
-        step, part = jax.lax.div(n, sizes.parts), jax.lax.rem(n, sizes.parts)
-        begin = first + step * sizes.tokens
-        band = read_tile(x.positions, begin, sizes.tokens, b, g, heads, sizes.members, part)
-        bias = band_bias(band.position, band.token[:, None] - tile.token[None, :], sizes)
-        queries = _read_queries(x, band.row, band.position >= 0, sizes.paths)
-        weights, d_logits = _band(queries, keys, values, bias, sizes, interpret)
-        dtype = queries.q.dtype
-        d_k += dot(d_logits.astype(dtype), queries.q, interpret, transpose_a=True)
-        d_v += dot(weights.astype(dtype), queries.d_out, interpret, transpose_a=True)
-        return d_k, d_v
-
-    zero = jnp.zeros((sizes.tokens, columns), jnp.float32)
-    steps = (1 + sizes.behind // sizes.tokens) * sizes.parts
-    d_k, d_v = jax.lax.fori_loop(0, steps, add_band, (zero, zero))
-    if "short" in sizes.paths and sizes.shifts:
-        far_k, far_v = _shifted_keys(x, first, b, g, sizes, interpret)
-        d_k, d_v = d_k + far_k, d_v + far_v
-    d_k *= sizes.scale
-    if x.parts:
-        row, whole = _block_rows(x.positions, tile, b, g, sizes)
-        d_k += read(x.parts[0], row, whole, columns=columns).astype(jnp.float32)
-        d_v += read(x.parts[1], row, whole, columns=columns).astype(jnp.float32)
-    write(out[0], tile.row, tile.inside, d_k)
-    write(out[1], tile.row, tile.inside, d_v)
-
-
-def _shifted_keys(x: Inputs, first, b, g, sizes: NearSizes, interpret: bool):
-    """Adds up what the queries a power of two ahead give to a tile of keys and values."""
-    heads, columns = sizes.heads, x.q.shape[1]
-    here = read_tile(x.positions, first, sizes.tokens, b, g, heads, sizes.members)
-    key, value = (
-        read(ref, here.key_row, here.position >= 0, columns=columns).astype(jnp.float32)
-        for ref in (x.k, x.v)
-    )
-
-    def add(n, carry):
-        d_k, d_v = carry
-        step, part = jax.lax.div(n, sizes.parts), jax.lax.rem(n, sizes.parts)
-        distance = shift(step, sizes)
-        begin = first + distance
-        ahead = read_tile(x.positions, begin, sizes.tokens, b, g, heads, sizes.members, part)
-        queries = _read_queries(x, ahead.row, ahead.position >= distance, ["short"])
-        weight, d_logit = _single(queries, key, value, sizes, interpret)
-        d_k = fma(d_logit, queries.q.astype(jnp.float32), d_k, interpret)
-        d_v = fma(weight, queries.d_out.astype(jnp.float32), d_v, interpret)
-        return d_k, d_v
-
-    zero = jnp.zeros(key.shape, jnp.float32)
-    carry = jax.lax.fori_loop(0, sizes.shifts * sizes.parts, add, (zero, zero))
-    by_member = (sizes.tokens, pl.next_power_of_2(sizes.members), columns)
-    return [total.reshape(by_member).sum(1) for total in carry]
-
-
-def _block_rows(positions, tile: Tile, b, g, sizes: NearSizes):
-    """Finds tokens in arrays by slot, [B * G * slots * S], and whether their block is complete."""
-    length, size = sizes.heads.length, sizes.block_size
-    offset = jax.lax.rem(jnp.maximum(tile.position, 0), size)
-    to_last = size - 1 - offset
-    last = tile.token + to_last
-    at_last = read(positions, b * length + last, last < length, other=-1)
-    whole = (tile.position >= 0) & (at_last == tile.position + to_last)
-    slots = pl.cdiv(length, size)
-    slot = (b * sizes.heads.kv_heads + g) * slots + (tile.token - offset) // size
-    return slot * size + offset, whole
-
-
-def near_queries(x: Inputs, sizes: NearSizes, batch: int, interpret: bool):
-    """Launches `near_queries_kernel`; returns the gradient of q as [B * L * H, D]."""
-    return launch(
-        near_queries_kernel,
-        x,
-        jax.ShapeDtypeStruct(x.q.shape, x.q.dtype),
-        name="near_queries",
-        programs=sizes.programs(batch) * sizes.parts,
-        interpret=interpret,
-        sizes=sizes,
-        **sizes.launch,
-    )
-
-
-def near_keys(x: Inputs, sizes: NearSizes, batch: int, interpret: bool):
-    """Launches `near_keys_kernel`; returns the gradients of k and v as [B * L * G, D]."""
-    return launch(
-        near_keys_kernel,
-        x,
-        (jax.ShapeDtypeStruct(x.k.shape, x.k.dtype),) * 2,
-        name="near_keys",
-        programs=sizes.programs(batch),
-        interpret=interpret,
-        sizes=sizes,
-        **sizes.launch,
-    )

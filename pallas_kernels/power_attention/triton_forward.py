@@ -6,6 +6,7 @@ shifted by a constant. What was computed elsewhere for the selected blocks is me
 so one launch finishes either path or both.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,12 +14,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.masked_softmax import MASKED
-from pallas_kernels.power_attention.near import BAND_KEYS, NearSizes, band_bias, shift
+from pallas_kernels.power_attention.attended import attended
+from pallas_kernels.power_attention.near import NearSizes, over_steps, read_keys, read_parts
 from pallas_kernels.triton_tools import (
     NOTHING,
+    Tile,
     dot,
     exp2,
     fma,
+    hold,
     launch,
     log2,
     read,
@@ -27,6 +31,9 @@ from pallas_kernels.triton_tools import (
     to_matrix,
     write,
 )
+
+LEAST = -1e20  # highest logit where all are masked: above them, so that their weights vanish
+LEAST_GATE = 2.0**-60  # a gate of 0 would hide a path's weights, which its own gradient needs
 
 
 class Parts(NamedTuple):
@@ -55,36 +62,47 @@ class Inputs(NamedTuple):
 
 
 class Softmax(NamedTuple):
-    """A softmax over the keys seen so far: highest logit, sum of weights, weighted values."""
+    """A softmax over some keys: highest logit, sum of weights, weighted values."""
 
     highest: Any
     total: Any
     weighted: Any
 
     @classmethod
-    def of_keys(cls, logits, values, interpret: bool):
-        """Starts with a tile of keys: logits [rows, keys], values [keys, D]."""
-        highest = jnp.maximum(logits.max(1), MASKED / 2)  # so that masked logits vanish
-        weights = exp2(logits - highest[:, None], interpret)
-        weighted = dot(weights.astype(values.dtype), values, interpret)
-        return cls(highest, weights.sum(1), weighted)
+    def of_nothing(cls, rows: int, columns: int):
+        """Starts a softmax."""
+        weighted = jnp.zeros((rows, columns), jnp.float32)
+        return cls(jnp.full((rows,), LEAST, jnp.float32), jnp.zeros((rows,), jnp.float32), weighted)
 
-    def add_keys(self, logits, values, interpret: bool):
-        """Adds a tile of keys."""
-        other = Softmax.of_keys(logits, values, interpret)
+    @classmethod
+    def of_keys(cls, products, scale: float, interpret: bool):
+        """Takes tiles of keys: scores and which are attended [rows, keys], values [keys, D]."""
+        products = [(jnp.where(seen, scores, MASKED), values) for scores, seen, values in products]
+        highest = functools.reduce(jnp.maximum, (scores.max(1) for scores, _ in products))
+        highest = jnp.maximum(highest * scale, LEAST)
+        total = weighted = 0.0
+        for scores, values in products:
+            shifted = fma(scores, jnp.float32(scale), -highest[:, None], interpret)
+            weights = exp2(shifted, interpret)
+            total += weights.sum(1)
+            weighted += dot(weights.astype(values.dtype), values, interpret)
+        return cls(highest, total, weighted)
+
+    @classmethod
+    def of_parts(cls, log_totals, out, interpret: bool):
+        """Takes softmaxes that were finished: [parts, rows], and outputs [parts, rows, D]."""
+        highest = jnp.maximum(log_totals.max(0), LEAST)
+        weights = exp2(log_totals - highest[None, :], interpret)
+        weighted = (out.astype(jnp.float32) * weights[:, :, None]).sum(0)
+        return cls(highest, weights.sum(0), weighted)
+
+    def add(self, other: "Softmax", interpret: bool):
+        """Merges with a softmax over other keys."""
         highest = jnp.maximum(self.highest, other.highest)
         fade, weight = (exp2(x.highest - highest, interpret) for x in (self, other))
         faded = self.weighted * fade[:, None]
         weighted = fma(weight[:, None], other.weighted, faded, interpret)
         return Softmax(highest, self.total * fade + other.total * weight, weighted)
-
-    def add(self, logit, value, interpret: bool):
-        """Adds one key for each query, or one part of its softmax: logit [rows]."""
-        highest = jnp.maximum(self.highest, logit)
-        weight, fade = exp2(logit - highest, interpret), exp2(self.highest - highest, interpret)
-        faded = self.weighted * fade[:, None]
-        weighted = fma(weight[:, None], value.astype(jnp.float32), faded, interpret)
-        return Softmax(highest, self.total * fade + weight, weighted)
 
     def finish(self, interpret: bool):
         """Returns the output and its log-sum-exp; 0 and `NOTHING` where there was no key."""
@@ -94,70 +112,72 @@ class Softmax(NamedTuple):
         return self.weighted * reciprocal(total, interpret)[:, None], log_total
 
 
+def _selected(parts: Parts, tile: Tile, sizes: NearSizes, interpret: bool):
+    """Merges what the selected blocks gave."""
+    slots, out, log_totals = parts
+
+    def some(n):
+        refs = (log_totals, MASKED), (out, 0.0)
+        log_total, part = read_parts(refs, tile, slots, n, sizes)
+        return Softmax.of_parts(log_total, part, interpret)
+
+    return jax.lax.fori_loop(
+        1, sizes.part_steps, lambda n, softmax: softmax.add(some(n), interpret), some(0)
+    )
+
+
 def near_forward_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     """Attends `sizes.tokens` tokens' query heads of one key/value head.
 
     `out` has "out" [B * L * H, D] and f32[B * L * H] "long_log_total", "short_log_total", for the
-    paths there are, as powers of two; with a gate also "long", "short", the paths' own outputs, and
+    paths there are, as powers of two; with a gate the long path has its own output too, "long", and
     the gate's logarithm is taken off the log-sum-exp, so that exp2(logit - it) is the gated weight.
     """
-    heads, columns = sizes.heads, x.q.shape[1]
-    first, b, g = sizes.place(pl.program_id(0) // sizes.parts)
-    part = pl.program_id(0) % sizes.parts
-    tile = read_tile(x.positions, first, sizes.tokens, b, g, heads, sizes.members, part)
+    program = pl.program_id(0)
+    place, part = sizes.place(program // sizes.parts), program % sizes.parts
+    first, b, g = place
+    tile = read_tile(x.positions, first, sizes.tokens, b, g, sizes.heads, sizes.members, part)
     real = tile.position >= 0
-    q = read(x.q, tile.row, real, columns=columns)
-    scale = jnp.float32(sizes.log2_scale)
+    steps = sizes.steps(x.k)
 
-    def band(n):
-        begin = first - sizes.behind + n * BAND_KEYS
-        band = read_tile(x.positions, begin, BAND_KEYS, b, g, heads.single)
-        real_key = band.position >= 0
-        keys, values = (read(ref, band.row, real_key, columns=columns) for ref in (x.k, x.v))
-        bias = band_bias(tile.position, tile.token[:, None] - band.token[None, :], sizes)
-        scores = dot(q, keys, interpret, transpose_b=True)
-        return {name: fma(scores, scale, bias[name], interpret) for name in sizes.paths}, values
+    def read_step(step):
+        return [read_keys(x, n, place, sizes) for n in sizes.numbers(step, steps)]
 
-    def add_band(n, paths):
-        logits, values = band(n)
-        return {name: paths[name].add_keys(logits[name], values, interpret) for name in paths}
+    keys = read_step(0) if steps == 1 else None  # ahead of all other reads
+    q = read(x.q, tile.row, real, columns=x.q.shape[1])
+    selected = _selected(x.parts, tile, sizes, interpret) if x.parts else None
 
-    def add_shifted(n, short):
-        distance = shift(n, sizes)
-        rows, seen = tile.key_row - distance * heads.kv_heads, tile.position >= distance
-        key = read(x.k, rows, seen, columns=columns).astype(jnp.float32)
-        value = read(x.v, rows, seen, columns=columns)
-        score = (q.astype(jnp.float32) * key).sum(1)
-        logit = fma(score, scale, jnp.where(seen, 0.0, MASKED), interpret)
-        return short.add(logit, value, interpret)
+    def meet(step):
+        products: dict[str, list] = {name: [] for name in sizes.paths}
+        for n, tiles in zip(sizes.numbers(step, steps), keys or read_step(step), strict=True):
+            key, value = (hold(tile, program) for tile in tiles)
+            scores = dot(q, key, interpret, transpose_b=True)
+            for name, seen in attended(tile.position, tile.token - first, n, sizes).items():
+                products[name].append((scores, seen, value))
+        return {
+            name: Softmax.of_keys(found, sizes.log2_scale, interpret)
+            for name, found in products.items()
+        }
 
-    def add_selected(n, long):
-        pair = tile.key_row * sizes.num_selected + n
-        chosen = read(x.parts.slots, pair, tile.inside, other=-1) >= 0
-        row = pair * heads.group + (tile.row - tile.key_row * heads.group)
-        logit = read(x.parts.log_total, row, chosen, other=MASKED)
-        return long.add(logit, read(x.parts.out, row, chosen, columns=columns), interpret)
+    def merge(some, more):
+        return {name: some[name].add(more[name], interpret) for name in some}
 
-    logits, values = band(0)
-    paths = {name: Softmax.of_keys(logits[name], values, interpret) for name in sizes.paths}
-    if sizes.steps > 1:
-        paths = jax.lax.fori_loop(1, sizes.steps, add_band, paths)
+    start = {name: Softmax.of_nothing(*q.shape) for name in sizes.paths}
+    softmaxes = over_steps(start, meet, merge, steps)
     mixed = 0.0
-    for n, (name, softmax) in enumerate(paths.items()):
-        if name == "short":
-            softmax = jax.lax.fori_loop(0, sizes.shifts, add_shifted, softmax)
-        elif x.parts:
-            softmax = jax.lax.fori_loop(0, sizes.num_selected, add_selected, softmax)
+    for n, (name, softmax) in enumerate(softmaxes.items()):
+        if name == "long" and selected:
+            softmax = softmax.add(selected, interpret)
         path, log_total = softmax.finish(interpret)
         if x.gate is None:
             mixed = path
         else:
             gate = read(x.gate, tile.row * 2 + n, real).astype(jnp.float32)
             mixed = fma(gate[:, None], path, jnp.float32(mixed), interpret)
+            log_gate = log2(jnp.maximum(gate, LEAST_GATE), interpret)
+            log_total = jnp.where(log_total < NOTHING, log_total - log_gate, NOTHING)
+        if name in out:
             write(out[name], tile.row, tile.inside, path)
-            some = (gate > 0) & (log_total < NOTHING)
-            log_gate = log2(jnp.where(some, gate, 1.0), interpret)
-            log_total = jnp.where(some, log_total - log_gate, NOTHING)
         write(out[f"{name}_log_total"], tile.row, tile.inside, log_total)
     write(out["out"], tile.row, tile.inside, mixed)
 
@@ -176,10 +196,12 @@ def near_forward(q, k, v, positions, gate, parts: Parts | None, sizes: NearSizes
       interpret: see `launch`.
 
     Returns:
-      "out" and, with a gate, "long" and "short" [B, L, H, D]; log-sum-exps f32[B, L, H].
+      "out" and, with a gate and both paths, "long" [B, L, H, D]; log-sum-exps f32[B, L, H].
     """
     shape = jax.ShapeDtypeStruct(to_matrix(q).shape, q.dtype)
-    outputs = {"out": shape} | ({name: shape for name in sizes.paths} if gate is not None else {})
+    outputs = {"out": shape}
+    if gate is not None and "long" in sizes.paths:
+        outputs["long"] = shape
     totals = jax.ShapeDtypeStruct(shape.shape[:1], jnp.float32)
     outputs |= {f"{name}_log_total": totals for name in sizes.paths}
     found = launch(

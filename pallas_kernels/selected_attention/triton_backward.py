@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.power_attention.triton_backward import PathTotals
+from pallas_kernels.power_attention.triton_backward import PathTotals, read_mean
 from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pair_rows
 from pallas_kernels.selected_attention.inverted_lists import InvertedLists
-from pallas_kernels.triton_tools import NOTHING, dot, exp2, fma, launch, read, write
+from pallas_kernels.triton_tools import NOTHING, dot, exp2, fma, hold, launch, read, write
 
 
 class Inputs(NamedTuple):
@@ -47,15 +47,20 @@ class Gradients(NamedTuple):
 def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, interpret: bool):
     """Finds the gradients that one block, and every query that selected it, give each other."""
     columns, scale = x.q.shape[1], jnp.float32(sizes.log2_scale)
-    key_row, key_real, begin, end = block_rows(x.lists, pl.program_id(0), sizes)
+    block = pl.program_id(0)
+    key_row, key_real, begin, end = block_rows(x.lists, block, sizes)
     keys, values = (read(ref, key_row, key_real, columns=columns) for ref in (x.k, x.v))
 
     def tile(n, carry):
         (part_row, query_row, real), d_k, d_v = carry
         following = pair_rows(x.lists, begin + (n + 1) * sizes.pairs, end, sizes)
-        q, d_out = (read(ref, query_row, real, columns=columns) for ref in (x.q, x.d_out))
         log_total = read(x.totals.log_total, query_row, real, other=NOTHING)
-        mean = read(x.totals.mean, query_row, real)
+        mean = read_mean(x.totals, query_row, real)
+        q, d_out = [read(ref, query_row, real, columns=columns) for ref in (x.q, x.d_out)]
+        if q.dtype == jnp.bfloat16:  # f32 has neither the registers nor the shared memory
+            q, d_out, log_total, mean = (
+                hold(found, block) for found in (q, d_out, log_total, mean)
+            )
         scores = dot(q, keys, interpret, transpose_b=True)
         weights = exp2(fma(scores, scale, -log_total[:, None], interpret), interpret)
         if sizes.keys > sizes.block_size:
@@ -74,7 +79,7 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
     rows = pair_rows(x.lists, begin, end, sizes)
     _, d_k, d_v = jax.lax.fori_loop(0, tiles, tile, (rows, d_k, d_v))
     n = jnp.arange(sizes.keys, dtype=jnp.int32)
-    row, real = pl.program_id(0) * sizes.block_size + n, n < sizes.block_size
+    row, real = block * sizes.block_size + n, n < sizes.block_size
     write(out.k, row, real, d_k * sizes.scale)
     write(out.v, row, real, d_v)
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from blossom_jax import attention
-from blossom_jax.attention import BlossomAttention, DenseAttention, rotate
+from blossom_jax import dense_attention
+from blossom_jax.attention import rotate
 from blossom_jax.config import ATTENTIONS, RECURRENT, ModelConfig
+from blossom_jax.dense_attention import DenseAttention
 from blossom_jax.mixers import make_mixer
 
 SIZES = {
@@ -81,11 +82,21 @@ def test_each_attention_has_the_parameters_it_uses(name, names):
     assert parameter_names(make(name)) == names
 
 
-def test_the_gate_starts_where_it_is_told():
+@pytest.mark.parametrize("name", ["blossom", "dense_gated"])
+def test_the_gate_starts_where_it_is_told(name):
     for bias in [(0.0, 0.0), (-2.0, 2.0)]:
         starts = dict(zip(("gate_bias_ltis", "gate_bias_stis"), bias, strict=True))
-        module = BlossomAttention(ModelConfig(**SIZES, **starts), rngs=nnx.Rngs(0))
+        config = ModelConfig(**SIZES, attention=name, **starts)
+        module = make_mixer(config, rngs=nnx.Rngs(0))
         np.testing.assert_array_equal(module.gate.bias[...].reshape(4, 2), [bias] * 4)
+
+
+@pytest.mark.parametrize("name", ["blossom", "dense_gated"])
+def test_a_constant_gate_has_no_parameters(name):
+    x, positions = packed_row()
+    total, average = (make(name, gate=gate) for gate in ("sum", "average"))
+    assert "gate" not in parameter_names(average)
+    np.testing.assert_allclose(total(x, positions), 2 * average(x, positions), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -167,8 +178,8 @@ def test_bfloat16_is_close_to_float32(name):
 
 
 def test_dense_attention_says_what_serves_it(caplog):
-    attention._log_once.cache_clear()
-    with caplog.at_level(logging.INFO, logger="blossom_jax.attention"):
+    dense_attention._log_once.cache_clear()
+    with caplog.at_level(logging.INFO, logger="blossom_jax.dense_attention"):
         module = make("dense")
         for _ in range(2):
             module(*packed_row())

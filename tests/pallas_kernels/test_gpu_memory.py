@@ -40,11 +40,12 @@ def test_the_loss_takes_a_hundredth_of_all_logits(gpu_compiler, program):
 
 
 @gradients
-@pytest.mark.parametrize(("implementation", "limit"), [("xla", 75 * MB), ("triton", 32 * MB)])
+@pytest.mark.parametrize(("implementation", "limit"), [("xla", 60 * MB), ("triton", 30 * MB)])
 def test_the_gradient_of_attention_is_small(
     gpu_compiler, implementation, limit, selection_gradient
 ):
-    # 1 x 16,384, 8 heads of 16 on 2, bf16. Dense attention in XLA takes 21,483 MB. The goals are 60
-    # and 25 MB; docs/kernels.md says what is in the way.
+    # 1 x 16,384, 8 heads of 16 on 2, bf16. Dense attention in XLA takes 21,483 MB.
     program = attention_gradient(implementation, selection_gradient)
+    if (implementation, selection_gradient) == ("triton", "none"):
+        limit = 25 * MB
     assert temporary_bytes(gpu_compiler, program) < limit
