@@ -10,6 +10,7 @@ import tqdm
 from blossom_jax import buckets, data, evaluate, memory, negatives, popularity, sharding
 from blossom_jax.config import ModelConfig
 from blossom_jax.data.evaluation_batches import evaluation_batches, evaluation_shapes
+from blossom_jax.data.history_batches import fewest_users
 from blossom_jax.errors import UserError
 
 _SHOWN_AFTER_SECONDS = 5.0
@@ -85,6 +86,9 @@ class Evaluation:
             num=config.eval.num_negatives,
             seed=config.eval.negatives_seed,
         )
+        # As for training: what is needed at least, since even planning fails at absurd sizes.
+        users = fewest_users(config.eval.batch_users, model.history_length, mesh.size)
+        self._check_fits(4 * users * self._num_scored // mesh.size)
         self._shapes = evaluation_shapes(*self._users, **self._sizes)
 
     def prepare(self, evaluator: evaluate.Evaluator, params: Any, *, other_bytes: int = 0) -> None:
@@ -98,11 +102,9 @@ class Evaluation:
         Raises:
           UserError: Sizes that do not fit, with the bytes asked for.
         """
-        # As for training: what is needed at least, since the compiler may fail at absurd sizes.
-        rows = self._interactions.num_items // self._mesh.shape[sharding.MODEL]
-        items = min(rows, self._config.eval.chunk_items)
+        # Likewise, since the compiler may fail at absurd sizes.
         at_least = memory.shard_bytes(params) + max(
-            4 * (users * (items + seen) + rows * length) // self._mesh.size
+            4 * (users * (self._num_scored + seen) + rows * length) // self._mesh.size
             for users, rows, length, seen in self._shapes
         )
         self._check_fits(other_bytes + at_least)
@@ -111,6 +113,12 @@ class Evaluation:
             params, self._shapes, negatives_shape, with_coverage=self._with_coverage
         )
         self._check_fits(other_bytes + needed)
+
+    @property
+    def _num_scored(self) -> int:
+        """Items that a device scores at once."""
+        rows = self._interactions.num_items // self._mesh.shape[sharding.MODEL]
+        return min(rows, self._config.eval.chunk_items)
 
     def _check_fits(self, bytes_per_device: int) -> None:
         lower = "eval.batch_users or the sizes in config.model"

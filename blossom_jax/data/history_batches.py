@@ -62,6 +62,11 @@ class _Group(NamedTuple):
     dealt: Int64[np.ndarray, "batches users"]
 
 
+def fewest_users(batch_users: int, max_length: int, multiple_of: int = 1) -> int:
+    """Returns how many users the batches of the longest histories have; no batch has fewer."""
+    return _users_of_batch(batch_users, max(max_length, _SHORTEST), multiple_of)
+
+
 def history_shapes(
     histories: Histories, *, max_length: int, batch_users: int, multiple_of: int = 1, gap: int = 0
 ) -> list[BatchShape]:
