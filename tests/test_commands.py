@@ -50,9 +50,12 @@ SMALL = {
         *("--rounds=1", "--devices=1", "--tokens=64", "--length=16", "--items=30", "--heads=2"),
         *("--kv-heads=1", "--head-size=4", "--attention=dense", "--dtype=float32"),
     ],
-    "benchmark gpu-report": ["--rounds=1", "--lengths=32", "--tokens=64", "--seconds=1"],
+    "benchmark gpu-report": [
+        *("--rounds=1", "--lengths=32", "--tokens=64", "--seconds=1"),
+        *("--training-lengths=32", "--training-tokens=64", "--items=30"),
+    ],
 }
-SMALL["sweep"] = [*SMALL["train"], "--seeds=1"]
+SMALL["sweep"] = [*SMALL["train"], "--seeds=1", "--sweep=configs/sweeps/quickstart.py"]
 SMALL["baselines"] = SMALL["train"]
 TRAINS = ("train", "sweep", "baselines")  # write the folder that --workdir names
 # Commands that need what is not here, and what they say then.
@@ -64,11 +67,9 @@ def commands(page):
     found = []
     pattern = r"```bash\n(.*?)```|`(python -m [^`]*)`"
     for block, inline in re.findall(pattern, page.read_text(), re.DOTALL):
-        *codes, block = re.split(r"python - <<'MAKE'\n(.*?)MAKE\n", block, flags=re.DOTALL)
-        found += [["python", "-", code] for code in codes[1::2]]
         lines = block.replace("\\\n", " ").splitlines() or [inline.replace("\n", " ")]
         found += [shlex.split(line, comments=True) for line in lines]
-    return [words for words in found if words[:2] in (["python", "-m"], ["python", "-"])]
+    return [words for words in found if words[:2] == ["python", "-m"]]
 
 
 def small(command):
@@ -106,8 +107,10 @@ def here(log, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sharding, "make_mesh", one_device)
     tiny = registry.File("log.csv", "csv", columns=registry.Columns("user", "item", "time"))
-    sets = {name: registry.Dataset((tiny,), "none") for name in [*registry.DATASETS, "NAME"]}
+    names = [*registry.DATASETS, *load._GENERATED, "NAME"]
+    sets = {name: registry.Dataset((tiny,), "none") for name in names}
     monkeypatch.setattr(load, "DATASETS", sets)
+    monkeypatch.setattr(load, "_GENERATED", {})
     monkeypatch.setenv("BLOSSOM_DATA", str(log))
     monkeypatch.setenv("BLOSSOM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
@@ -141,11 +144,6 @@ def runs_of(name, arguments):
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda p: p.name)
 def test_commands_run(page, here, trained):
     for command in commands(page):
-        if command[1] == "-":
-            exec(
-                compile(command[2].replace("num_users=6000", "num_users=60"), page.name, "exec"), {}
-            )
-            continue
         name, arguments = small(command)
         for run in runs_of(name, arguments):
             if not run.exists():
@@ -170,5 +168,5 @@ def main_of(module):
 
 
 def test_every_small_setting_serves_a_command():
-    shown = {small(c)[0] for page in PAGES for c in commands(page) if c[1] == "-m"}
+    shown = {small(c)[0] for page in PAGES for c in commands(page)}
     assert {key.split()[0] for key in SMALL} <= shown

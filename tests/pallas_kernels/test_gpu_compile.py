@@ -19,6 +19,9 @@ from gpu_compile.targets import GPUS
 SHORT = {
     "blossom_attention-backward-f32-D32-group4-S64-straight_through-a100": {"blocks_backward"},
     "blossom_attention-backward-f32-D64-group1-S64-straight_through-l4": {"blocks_backward"},
+}
+# Likewise, by the compiler of jax 0.11.2, and not by that of 0.10.2.
+SOMETIMES = {
     "blossom_attention-backward-f32-D128-group8-S64-straight_through-h200": {"blocks_backward"},
 }
 TENSOR_CORE = {"a100": "HMMA", "l4": "HMMA", "h200": "HGMMA", "b200": "UTCHMMA"}
@@ -28,7 +31,8 @@ TENSOR_CORE = {"a100": "HMMA", "l4": "HMMA", "h200": "HGMMA", "b200": "UTCHMMA"}
 def test_kernels_suit_the_gpu(gpu_compiler, case, gpu):
     report = gpu_compiler.compile(case, gpu)
     short = {problem.split(":")[0] for problem in report.problems}
-    assert short == SHORT.get(f"{case}-{gpu}", set()), "\n".join(report.problems)
+    name = f"{case}-{gpu}"
+    assert short - SOMETIMES.get(name, set()) == SHORT.get(name, set()), "\n".join(report.problems)
 
 
 @pytest.mark.parametrize("gpu", TENSOR_CORE)
