@@ -1,4 +1,4 @@
-"""Kernel of the gradients of the keys near a query, walking the keys: see triton_backward.py."""
+"""Kernel of the gradients of keys and values, from queries near them: see triton_backward.py."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Kernel of the gradients of the keys near a query, walking the queries: see triton_backward.py."""
+"""Kernel of the gradient of the queries, from the keys near them: see triton_backward.py."""
 
 from typing import Any, NamedTuple
 
