@@ -16,21 +16,20 @@ from blossom_jax.summary_attention import summary_attention
 from pallas_kernels import block_selection, blossom_attention, power_attention, selected_attention
 from pallas_kernels.blossom_attention.paths import add_by_gate
 
-ROPE_THETA = 10000.0
 
-
-def rotate(x: Float[Array, "B L heads D"], positions: Int[Array, "B L"]) -> Array:
+def rotate(x: Float[Array, "B L heads D"], positions: Int[Array, "B L"], theta: float) -> Array:
     """Turns interleaved pairs by position-dependent angles (RoPE, arXiv 2104.09864), in f32.
 
     Args:
       x: Queries or keys.
       positions: Position of each token inside its own sequence.
+      theta: Base of the frequencies: pair n of P turns by theta**(-n / P) a position.
 
     Returns:
       The rotated x, in its own dtype.
     """
     d = x.shape[-1]
-    frequency = jnp.asarray(ROPE_THETA ** (-np.arange(0, d, 2) / d), jnp.float32)
+    frequency = jnp.asarray(theta ** (-np.arange(0, d, 2) / d), jnp.float32)
     angle = positions[:, :, None, None] * frequency  # [B, L, 1, D/2]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
@@ -239,5 +238,5 @@ def split_heads(
     heads = qkv.reshape(*qkv.shape[:2], h + 2 * g, config.head_size)
     q_and_k = heads[:, :, : h + g]
     if config.positions == "rope":
-        q_and_k = rotate(q_and_k, positions)
+        q_and_k = rotate(q_and_k, positions, config.rope_theta)
     return q_and_k[:, :, :h], q_and_k[:, :, h:], heads[:, :, h + g :]

@@ -42,6 +42,10 @@ class ModelConfig:
         1511.06939), "mamba" (Mamba4Rec, arXiv 2403.03900).
       positions: "rope" turns queries and keys, "learned" adds a vector for each position to the
         embeddings, "none" does neither.
+      rope_theta: base of the rotation's frequencies. The slowest pair turns by
+        theta**(2 / D - 1) a position, D the head's width; once that is a quarter turn, a far key
+        is no longer told from an unlike one: about 1,600 / 5,000 / 8,800 events at 10,000 with
+        heads of 8 / 16 / 32.
       objective: What a hidden state predicts: the "next" item, or, with "masked", what a mask token
         hides (BERT4Rec, arXiv 1904.06690).
       hidden_size: M, width of the residual stream and of the item embedding.
@@ -83,6 +87,7 @@ class ModelConfig:
     block: str = "post_norm"
     attention: str = "blossom"
     positions: str = "rope"
+    rope_theta: float = 10000.0
     objective: str = "next"
     hidden_size: int = 64
     inner_size: int = 256
@@ -163,6 +168,8 @@ class ModelConfig:
             "rotary positions turn pairs: model.hidden_size / model.num_heads must be even, "
             f"got {self.hidden_size} / {self.num_heads}",
         )
+        theta = self.rope_theta
+        _check(1 < theta < math.inf, f"model.rope_theta must be above 1 and finite, got {theta}")
         _check(
             self.compress_block_size >= stride,
             f"model.compress_block_size {self.compress_block_size} must not be below "

@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.name = "long_interest"
     config.data.row_length = 16384
     config.model.max_length = 16384
+    config.model.rope_theta = 1e6
     config.model.num_layers = 1
     config.model.inner_size = 128
     config.model.num_heads = 2

@@ -2,7 +2,7 @@
 
     python -m experiments.sweep --config=configs/long_interest.py \
         --sweep=configs/sweeps/distances.py --seeds=1 --workdir=runs/distances \
-        --config.train.num_steps=4000 --config.eval.every_steps=1000
+        --config.train.num_steps=8000 --config.eval.every_steps=2000
 
 Needs a GPU. A model that finds no profile guesses one of four; the two last answers, validation's
 and the test's, are learned apart.
@@ -24,9 +24,11 @@ def get_sweep() -> dict:
             "ltis_trained": {"model.attention": "ltis"},
             "ltis_mean": {"model.attention": "ltis"} | MEAN | UNTRAINED,
             "ltis_mean_trained": {"model.attention": "ltis"} | MEAN,
+            "ltis_mean_trained_10000": {"model.attention": "ltis", "model.rope_theta": 1e4} | MEAN,
             "blossom_trained": {},
             "blossom_mean": MEAN | UNTRAINED,
             "sum_trained": SUM,
+            "blossom_mean_trained": MEAN,
             "sum_mean_trained": SUM | MEAN,
         },
     }

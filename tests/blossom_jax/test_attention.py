@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from blossom_jax import dense_attention
-from blossom_jax.attention import rotate
+from blossom_jax.attention import rotate, split_heads
 from blossom_jax.config import ATTENTIONS, RECURRENT, ModelConfig
 from blossom_jax.dense_attention import DenseAttention
 from blossom_jax.mixers import make_mixer
@@ -56,14 +56,26 @@ def copy_parameters(source, target):
     return target
 
 
-def test_rotation_turns_interleaved_pairs():
+@pytest.mark.parametrize("theta", [10000.0, 1e6])
+def test_rotation_turns_interleaved_pairs(theta):
     x = np.random.default_rng(0).normal(size=(2, 5, 3, 6))
     positions = np.array([[0, 1, 2, 0, 1], [0, 1000, 2000, 4000, 9000]])
-    angle = positions[:, :, None, None] * 10000.0 ** (-np.arange(0, 6, 2) / 6)
+    angle = positions[:, :, None, None] * theta ** (-np.arange(0, 6, 2) / 6)
     want = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * angle)
-    got = np.asarray(rotate(jnp.asarray(x, jnp.float32), jnp.asarray(positions, jnp.int32)))
+    got = np.asarray(rotate(jnp.asarray(x, jnp.float32), jnp.asarray(positions, jnp.int32), theta))
     np.testing.assert_allclose(got[..., 0::2] + 1j * got[..., 1::2], want, atol=2e-3)
     np.testing.assert_allclose(got[0, ..., 0::2] + 1j * got[0, ..., 1::2], want[0], atol=1e-6)
+
+
+def test_heads_are_rotated_by_the_theta_of_the_config():
+    config = ModelConfig(hidden_size=8, num_heads=1, num_kv_heads=1, rope_theta=1e6)
+    qkv = jnp.ones((1, 2, 24))
+    positions = jnp.array([[0, 100]])
+    q, k, v = split_heads(qkv, positions, config)
+    want = rotate(qkv[..., :8].reshape(1, 2, 1, 8), positions, 1e6)
+    np.testing.assert_array_equal(q, want)
+    np.testing.assert_array_equal(k, want)
+    np.testing.assert_array_equal(v, np.ones((1, 2, 1, 8)))
 
 
 @pytest.mark.parametrize(

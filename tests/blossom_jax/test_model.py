@@ -187,6 +187,7 @@ def test_every_dropout_of_a_step_drops_differently(monkeypatch):
         ({"num_layers": 0}, "model.num_layers must be at least 1"),
         ({"dropout": 1.0}, r"model.dropout must lie in [0, 1), got 1.0"),
         ({"embedding_dropout": -0.1}, r"model.embedding_dropout must lie in [0, 1)"),
+        ({"rope_theta": 1.0}, "model.rope_theta must be above 1 and finite, got 1.0"),
         ({"layer_norm_epsilon": 0.0}, "model.layer_norm_epsilon must be positive"),
     ],
 )
