@@ -9,6 +9,7 @@ from experiments._data_card import align
 _ENOUGH = 95  # percent of the histories asked for that must fit
 _SEES_ALL = 80  # (N + 1) S at the released sizes: up to this length nothing is left out
 _FASTER_FROM = 4096  # on an H100, than dense attention with whatever heads suit it best
+_TURNS_SLOWLY_FROM = 2048  # farther back, a base of 10,000 lost what 1e6 found
 _LENGTH_STEP, _LONGEST = 50, 16_384  # as published lengths are; the longest that was timed
 
 
@@ -32,8 +33,23 @@ def _lines(log: Statistics, train_command: str) -> Iterator[tuple[str, str]]:
     )
     attention, reason = _attention(wanted)
     yield "model.attention", reason
-    sizes = f"--config.model.max_length={length} --config.data.row_length={max(length, 64)}"
-    yield "advice", f"{train_command} --config.model.attention={attention} {sizes}"
+    values: dict[str, object] = {"model.attention": attention, "model.max_length": length}
+    values["data.row_length"] = max(length, 64)
+    if attention == "blossom":
+        yield (
+            "model.selector",
+            "mean: on generated histories, blocks chosen by average keys found what stood up to "
+            "8,191 events back; the released compressor, trained as well, found nothing in as long",
+        )
+        values["model.selector"] = "mean"
+    if length > _TURNS_SLOWLY_FROM:
+        yield (
+            "model.rope_theta",
+            "1e6: with 10,000 the same models found nothing from 4,095 events back on",
+        )
+        values["model.rope_theta"] = 1e6
+    flags = (f"--config.{name}={value}" for name, value in values.items())
+    yield "advice", " ".join([train_command, *flags])
 
 
 def _attention(wanted: float) -> tuple[str, str]:
@@ -53,6 +69,6 @@ def _attention(wanted: float) -> tuple[str, str]:
         )
     return "blossom", (
         f"use Blossom, for its cost: from {_FASTER_FROM:,} events on it was the faster one on an "
-        "H100. Whether it is as accurate there is not measured yet: configs/sweeps/lengths.py "
-        "compares it with dense attention"
+        "H100. Whether it is as accurate on real histories of that length is not measured yet: "
+        "configs/sweeps/lengths.py compares it with dense attention"
     )

@@ -84,15 +84,24 @@ def test_a_card_and_advice_with_its_reasons(tmp_path, csv_file, capsys):
     )
 
 
+FAR_BACK = " --config.model.selector=mean --config.model.rope_theta=1000000.0"
+
+
 @pytest.mark.parametrize(
-    ("wanted", "attention", "length"),
-    [(80, "dense", 100), (81, "dense", 100), (600, "dense", 600), (4096, "blossom", 4100)],
+    ("wanted", "attention", "length", "more"),
+    [
+        (80, "dense", 100, ""),
+        (81, "dense", 100, ""),
+        (600, "dense", 600, ""),
+        (2500, "dense", 2500, " --config.model.rope_theta=1000000.0"),
+        (4096, "blossom", 4100, FAR_BACK),
+    ],
 )
-def test_advice_goes_by_the_length_of_histories(wanted, attention, length):
+def test_advice_goes_by_the_length_of_histories(wanted, attention, length, more):
     advice = _advice.advice({"test_length": {95: float(wanted)}}, "train")
     assert advice.splitlines()[-1].strip() == (
         f"advice: train --config.model.attention={attention} "
-        f"--config.model.max_length={length} --config.data.row_length={length}"
+        f"--config.model.max_length={length} --config.data.row_length={length}{more}"
     )
     assert "not measured" in advice
 
