@@ -22,6 +22,7 @@ from blossom_jax.data.filters import REPEATS
 from blossom_jax.data.formats import FORMATS, guess_format, scan_table
 from blossom_jax.data.interactions import Interactions
 from blossom_jax.data.load import NAMES
+from blossom_jax.data.prepare import prepare
 from blossom_jax.data.statistics import describe
 from blossom_jax.errors import UserError
 from experiments import _advice, _cli, _data_card
@@ -82,7 +83,7 @@ def _prepare_input(arguments: argparse.Namespace, filters: dict) -> Interactions
     path = pathlib.Path(arguments.input)
     columns = Columns(arguments.user_column, arguments.item_column, arguments.time_column)
     newest_first = arguments.newest_first
-    return interactions.prepare(
+    return prepare(
         scan_table(path, arguments.format or guess_format(path), columns),
         arguments.output,
         name=path.stem,

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from blossom_jax.data import interactions
+from blossom_jax.data import from_table, interactions
 from blossom_jax.errors import UserError
 from configs import common
 from experiments import _setup
@@ -106,7 +106,7 @@ def tiny(monkeypatch, tmp_path):
     """A config of that name, whose log has six histories of six events."""
     events = [(user, item) for user in range(6) for item in range(user, user + 6)]
     table = pl.DataFrame(events, schema=["user", "item"], orient="row").cast(pl.String)
-    interactions.save(interactions.from_table(table, name="tiny"), tmp_path / "log")
+    interactions.save(from_table(table, name="tiny"), tmp_path / "log")
     config = _config()
     config.model.max_length, config.data.row_length, config.train.batch_rows = 4, 8, 2
     config.data.name, config.data.path = "custom", str(tmp_path / "log")
