@@ -16,6 +16,7 @@ from blossom_jax.data.pipeline import TrainStream
 from blossom_jax.errors import UserError
 from blossom_jax.evaluate import Evaluator, encode_last
 from blossom_jax.losses import make_loss
+from blossom_jax.schedule import Schedule
 from blossom_jax.train_step import (
     State,
     abstract_params,
@@ -23,7 +24,6 @@ from blossom_jax.train_step import (
     init_state,
     make_train_step,
 )
-from blossom_jax.trainer import Schedule
 from experiments import _evaluation, _setup
 from experiments._step import compile_step
 

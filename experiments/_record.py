@@ -4,7 +4,7 @@ import jax
 import ml_collections
 
 from blossom_jax import data
-from blossom_jax.evaluate import Ranks
+from blossom_jax.protocol_metrics import Ranks
 from experiments import _evaluation, _protocol, _workdir
 
 

@@ -32,6 +32,7 @@ from flax import nnx
 from blossom_jax import data, serving, sharding, trained_model
 from blossom_jax import evaluate as ranking
 from blossom_jax.errors import UserError
+from blossom_jax.protocol_metrics import Ranks
 from blossom_jax.train_step import abstract_params
 from blossom_jax.trained_model import TrainedModel
 from experiments import (
@@ -140,7 +141,7 @@ def perturbed(
     asked = _open(directory, part, step, overrides)
     _, evaluator = _prepare(asked, with_coverage=False)
 
-    def rank(interactions: data.Interactions, last: int) -> ranking.Ranks:
+    def rank(interactions: data.Interactions, last: int) -> Ranks:
         config = asked.config.copy_and_resolve_references()
         config.model.max_length = last
         evaluation = _evaluation.Evaluation(config, interactions, asked.split, part, asked.mesh)

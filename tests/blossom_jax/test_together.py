@@ -16,9 +16,10 @@ from blossom_jax.losses import LossConfig, make_loss
 from blossom_jax.metric_log import MetricLog, Terminal
 from blossom_jax.model import model_maker
 from blossom_jax.optimizer import make_optimizer
+from blossom_jax.schedule import Progress, Schedule
 from blossom_jax.together import fit_together, vmap_step
 from blossom_jax.train_step import abstract_params, abstract_state, init_state, make_train_step
-from blossom_jax.trainer import Progress, Schedule, Trainer, on_devices
+from blossom_jax.trainer import Trainer, on_devices
 
 SCHEDULE = Schedule(
     num_steps=20, log_every=3, evaluate_every=4, checkpoint_every=5, patience=2, metric="score"
