@@ -24,13 +24,14 @@ from blossom_jax.train_step import (
     init_state,
     make_train_step,
 )
-from experiments import _evaluation, _setup
+from experiments import _evaluation, _setup, _workdir
 from experiments._step import compile_step
 
 
 class Plan(NamedTuple):
     """A run that was found to be possible, of which nothing is on the devices yet."""
 
+    commit: str  # of the code, before training
     config: ml_collections.ConfigDict
     interactions: Interactions
     split: Split
@@ -59,6 +60,7 @@ def make_plan(config: ml_collections.ConfigDict, num_seeds: int = 1) -> Plan:
     Raises:
       UserError: Whatever makes the run impossible.
     """
+    commit = _workdir.git_commit()
     _check(config)
     interactions, split = _setup.load_data(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
@@ -81,6 +83,7 @@ def make_plan(config: ml_collections.ConfigDict, num_seeds: int = 1) -> Plan:
     for evaluation in (valid, test):
         evaluation.prepare(evaluator, like["params"], other_bytes=others)
     return Plan(
+        commit,
         config,
         interactions,
         split,

@@ -1,5 +1,6 @@
 """The files of a run's folder besides its checkpoints and logs."""
 
+import functools
 import json
 import os
 import pathlib
@@ -93,8 +94,12 @@ def write_results(workdir: pathlib.Path, results: dict) -> None:
     _write_json(workdir / "results.json", results)
 
 
+@functools.cache
 def git_commit() -> str:
-    """Returns the commit of this code, with "+" if files differ from it; "" outside a clone."""
+    """Returns the commit of this code, with "+" if files differ from it; "" outside a clone.
+
+    It is read once: what is committed later is not the code that this process has loaded.
+    """
     folder = pathlib.Path(__file__).parent
     try:
         commit = subprocess.check_output(

@@ -102,6 +102,7 @@ def evaluate(
       UserError: No run, no such checkpoint that is whole, other data than it was trained on, or
         overrides that its parameters do not fit.
     """
+    commit = _workdir.git_commit()
     asked = _open(directory, part, step, overrides)
     evaluation, evaluator = _prepare(asked, with_coverage=True)
     ranks = evaluation.rank(evaluator, asked.params)
@@ -111,7 +112,7 @@ def evaluate(
         "popularity": evaluation.popularity(),
         "by_length": evaluation.by_length(ranks),
         "by_popularity": evaluation.by_popularity(ranks),
-        "protocol": _protocol.make_card(asked.config, asked.interactions, asked.split),
+        "protocol": _protocol.make_card(asked.config, asked.interactions, asked.split, commit),
     }
 
 

@@ -207,6 +207,7 @@ def _test(plan: Plan, params: nnx.State, progress: Progress, workdir: pathlib.Pa
         plan.mesh,
         plan.test,
         ranks,
+        plan.commit,
         model=_setup.model_config(plan.config).name,
         num_params=_count_params(plan),
         step_bytes=plan.step_bytes,

@@ -16,7 +16,8 @@ import pytest
 from blossom_jax import metrics
 from blossom_jax.data import from_table, interactions
 from blossom_jax.errors import UserError
-from experiments import _ranks, _workdir, evaluate, train
+from experiments import _cli, _ranks, _workdir, evaluate, train
+from experiments._plan import make_plan
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIZES = {
@@ -128,6 +129,24 @@ def test_the_protocol_is_saved_and_printed(whole):
         assert f"{protocol}/recall@10" in results["test"]
         assert f"\n  {protocol}  " in shown
     assert card["data_hash"][:16] in shown and "56 users" in shown
+
+
+def test_the_commit_is_that_at_the_start(log, tmp_path, monkeypatch):
+    parser = _cli.ArgumentParser()
+    parser.add_argument("--workdir")
+    few = {"train__num_steps": 2, "train__warmup_steps": 0, "eval__every_steps": 2}
+    config = _cli.parse_with_config(parser, flags(log, tmp_path, **few)).config
+    monkeypatch.setattr(_workdir, "git_commit", lambda: "begun")
+    plan = make_plan(config)
+    monkeypatch.setattr(_workdir, "git_commit", lambda: "made while it trains")
+    results = train.run(plan, tmp_path / "run")
+    assert results["commit"] == results["protocol"]["commit"] == "begun"
+
+
+def test_a_process_keeps_the_commit_that_it_read_first(monkeypatch):
+    first = _workdir.git_commit()
+    monkeypatch.setattr(_workdir.subprocess, "check_output", lambda *_, **__: "another")
+    assert _workdir.git_commit() == first != "another"
 
 
 def test_the_rank_of_every_target_is_saved(whole):
