@@ -33,6 +33,12 @@ class Schedule:
         ):
             if steps < 1:
                 raise UserError(f"{names} must be at least 1, got {steps} steps")
+        for name, number in (
+            ("train.patience", self.patience),
+            ("checkpoint.every_steps", self.checkpoint_every),
+        ):
+            if number < 0:
+                raise UserError(f"{name} must not be negative, got {number}")
 
     def logs(self, step: int) -> bool:
         """Tells whether a line is due after a step."""

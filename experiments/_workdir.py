@@ -22,8 +22,10 @@ def check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
     """Refuses to continue a run with another config.
 
     Raises:
-      UserError: Names every key that differs, with both values.
+      UserError: Names every key that differs, with both values; or the folder is a file.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file; the workdir must be a folder")
     path = workdir / "config.json"
     if not path.exists():
         return

@@ -81,6 +81,8 @@ def _prepare_input(arguments: argparse.Namespace, filters: dict) -> Interactions
     if not arguments.output:
         raise UserError("--input needs --output DIR")
     path = pathlib.Path(arguments.input)
+    if not path.is_file():
+        raise UserError(f"--input={path}: there is no such file")
     columns = Columns(arguments.user_column, arguments.item_column, arguments.time_column)
     newest_first = arguments.newest_first
     return prepare(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from blossom_jax import sharding
-from experiments import _plan
+from experiments import _cli, _plan
 from experiments.benchmark import dataset, measure
 
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this benchmark."""
     add = parser.add_argument
     measure.add_arguments(parser)
-    add("--json", metavar="FILE", help="also write the line of JSON here")
+    add("--json", metavar="FILE", type=_cli.writable, help="also write the line of JSON here")
     dataset.add_arguments(parser)
     add("--steps", type=measure.positive, default=8, help="of training in a turn, 8 by default")
 

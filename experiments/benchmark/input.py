@@ -31,7 +31,7 @@ from blossom_jax.data.windows import training_windows
 from blossom_jax.errors import UserError
 from blossom_jax.losses import make_loss
 from blossom_jax.trainer import on_devices
-from experiments import _setup
+from experiments import _cli, _setup
 from experiments.benchmark import dataset, measure, training
 
 
@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this benchmark."""
     add = parser.add_argument
     measure.add_arguments(parser)
-    add("--json", metavar="FILE", help="also write the lines of JSON here")
-    add("--plot", metavar="FILE", type=measure.writable, help="also draw the rates here")
+    add("--json", metavar="FILE", type=_cli.writable, help="also write the lines of JSON here")
+    add("--plot", metavar="FILE", type=_cli.writable, help="also draw the rates here")
     dataset.add_arguments(parser)
     add("--workers", type=measure.positive, default=2, help="worker processes, 2 by default")
     add("--batches", type=measure.positive, default=32, help="in one timing, 32 by default")

@@ -18,7 +18,7 @@ from flax import nnx
 
 from blossom_jax.losses import make_loss
 from blossom_jax.model import BlossomRec
-from experiments import _setup
+from experiments import _cli, _setup
 from experiments.benchmark import dataset, measure, training
 from experiments.benchmark.training import Batch
 
@@ -26,7 +26,8 @@ from experiments.benchmark.training import Batch
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this benchmark."""
     measure.add_arguments(parser)
-    parser.add_argument("--json", metavar="FILE", help="also write the lines of JSON here")
+    add = parser.add_argument
+    add("--json", metavar="FILE", type=_cli.writable, help="also write the lines of JSON here")
     dataset.add_arguments(parser)
 
 

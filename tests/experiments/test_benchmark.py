@@ -47,6 +47,7 @@ PADDED = {
         (["throughput", "--dataset=none"], "no config has that name"),
         (["evaluation", "--dataset=sweeps"], "--dataset=sweeps: no config has that name"),
         (["evaluation", "--batch-rows=0"], "'0' is not a whole number of at least 1"),
+        (["step", "--json=no/such/folder/step.jsonl"], "there is no folder no/such/folder"),
         (["throughput", "--rounds=x"], "'x' is not a whole number"),
         (["loss", "--losses=hinge"], "'hinge' is none of plain, cross_entropy"),
         (["step", "--steps=hinge"], "'hinge' is none of plain, cross_entropy"),

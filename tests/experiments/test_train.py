@@ -309,6 +309,8 @@ LAZY = {"train__item_optimizer": "lazy"}
         ({"data__path": "", "data__name": "ml_10m"}, "unknown data set 'ml_10m'"),
         ({"data__path": "", "data__min_user_events": 99}, "data.path"),
         ({"seed": -1}, "seed must lie in"),
+        ({"train__patience": -1}, "train.patience must not be negative, got -1"),
+        ({"checkpoint__every_steps": -1}, "checkpoint.every_steps must not be negative"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(log, tmp_path, changes, words):
@@ -361,5 +363,11 @@ def test_damaged_results_are_named_and_how_to_get_them_back(whole, log, tmp_path
 
 
 def test_a_folder_without_a_run_cannot_be_evaluated(tmp_path):
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="holds no run: .*config.json cannot be read: No such file"):
         evaluate.main([f"--workdir={tmp_path}"])
+
+
+def test_a_workdir_must_be_a_folder(log, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file; the workdir must be a folder"):
+        train.main(flags(log, tmp_path / "file"))
