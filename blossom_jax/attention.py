@@ -40,12 +40,30 @@ def rotate(x: Float[Array, "B L heads D"], positions: Int[Array, "B L"], theta: 
 class Attention(nnx.Module):
     """Projects tokens to queries, keys and values, mixes the values, and projects back.
 
-    What attends defines `mix` and the maps `qkv` and `out`. They are apart so that a block may
-    treat queries, keys and values in its own way before, as HSTU's does.
+    What attends defines `mix`, and `add_parts` if it has parameters of its own. The maps `qkv` and
+    `out` are apart so that a block may treat queries, keys and values in its own way before, as
+    HSTU's does.
     """
 
-    qkv: nnx.Linear
-    out: nnx.Linear
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        """Initialises the parameters.
+
+        Args:
+          config: Sizes and switches.
+          rngs: Source of the initial weights.
+        """
+        hidden = config.hidden_size
+        self.config = config
+        self.qkv = qkv_projection(config, rngs)
+        self.add_parts(rngs)  # before `out`: a seed's weights depend on the order
+        self.out = layers.linear(hidden, hidden, config, use_bias=False, rngs=rngs)
+
+    def add_parts(self, rngs: nnx.Rngs) -> None:
+        """Adds what there is besides the two maps; nothing by default.
+
+        Args:
+          rngs: Source of the initial weights.
+        """
 
     def mix(
         self,
@@ -84,21 +102,12 @@ class BlossomAttention(Attention):
     `config.selector` names it, and a gate's layer only where `config.gate` is learned.
     """
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        """Initialises the parameters.
-
-        Args:
-          config: Sizes and switches.
-          rngs: Source of the initial weights.
-        """
-        hidden = config.hidden_size
-        self.config = config
-        self.qkv = qkv_projection(config, rngs)
-        if config.attention == "blossom":
-            self.gate = make_gate(config, rngs=rngs)
-        if config.attention != "stis" and config.selector == "compressor":
-            self.compressor = KeyCompressor(config, rngs=rngs)
-        self.out = layers.linear(hidden, hidden, config, use_bias=False, rngs=rngs)
+    def add_parts(self, rngs):
+        """Adds the gate and the compressor."""
+        if self.config.attention == "blossom":
+            self.gate = make_gate(self.config, rngs=rngs)
+        if self.config.attention != "stis" and self.config.selector == "compressor":
+            self.compressor = KeyCompressor(self.config, rngs=rngs)
 
     def mix(self, x, qkv, positions, *, packed=True):
         """Attends inside each sequence; packed rows cost these paths nothing."""

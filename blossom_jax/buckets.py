@@ -7,7 +7,7 @@ from jaxtyping import Int
 
 from blossom_jax.data.interactions import Interactions
 from blossom_jax.data.split import Targets
-from blossom_jax.evaluate import KS, Ranks, summarize
+from blossom_jax.protocol_metrics import KS, Ranks, summarize
 
 _LENGTHS = {5 * 2**n for n in range(12)}  # where buckets end: 5, 10, 20, ..., 10,240
 _COUNTS = (0, 5, 10, 20, 40, 80, 160, 320, 640, 1280)

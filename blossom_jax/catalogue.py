@@ -3,16 +3,18 @@
 import dataclasses
 import functools
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from blossom_jax.errors import UserError
 
 FILE = "items.json"
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,6 +55,49 @@ class Catalogue:
         raw = [str(each) for each in raw_ids]
         known = [self.numbers[each] for each in raw if each in self.numbers]
         return known, [each for each in raw if each not in self.numbers]
+
+    def known_of(self, name: str, raw_ids: Iterable[str | int]) -> list[int]:
+        """Returns the numbers of the ids that are in the catalogue, and logs which are not.
+
+        Args:
+          name: What the ids are, for the log.
+          raw_ids: See `known`.
+        """
+        known, unknown = self.known(raw_ids)
+        if unknown:
+            _log.warning("skipped in %s: %s", name, describe_unknown(unknown))
+        return known
+
+    def allowed(
+        self, exclude: Iterable[str | int] = (), allow: Iterable[str | int] | None = None
+    ) -> Bool[np.ndarray, "items"]:
+        """Says which items may be recommended; logs which of the ids are unknown.
+
+        Args:
+          exclude: Items that nobody is recommended.
+          allow: The only items that anybody is recommended; None allows all.
+
+        Returns:
+          bool[num_items + 1], item k at k.
+
+        Raises:
+          UserError: Nothing of `allow` is known.
+        """
+        allowed = np.full(self.num_items + 1, allow is None)
+        if allow is not None:
+            known = self.known_of("allow", allow)
+            if not known:
+                raise UserError("nothing would be recommended: no id of allow is in the catalogue")
+            allowed[known] = True
+        allowed[[0, *self.known_of("exclude", exclude)]] = False
+        return allowed
+
+
+def describe_unknown(raw_ids: Sequence[str], most: int = 5) -> str:
+    """Counts unknown ids and names the first few."""
+    distinct = list(dict.fromkeys(raw_ids))
+    named = ", ".join(map(repr, distinct[:most])) + (", ..." if len(distinct) > most else "")
+    return f"{len(distinct)} id(s) that the model does not know: {named}"
 
 
 def save(catalogue: Catalogue, folder: pathlib.Path) -> None:

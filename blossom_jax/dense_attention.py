@@ -5,29 +5,15 @@ import logging
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from blossom_jax import layers
-from blossom_jax.attention import Attention, qkv_projection, split_heads
+from blossom_jax.attention import Attention, split_heads
 from blossom_jax.config import ModelConfig
 from pallas_kernels.positions import sequence_start
 
 
 class DenseAttention(Attention):
     """Attention to every earlier token of the sequence: what BlossomRec is compared with."""
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        """Initialises the parameters.
-
-        Args:
-          config: Sizes and switches.
-          rngs: Source of the initial weights.
-        """
-        hidden = config.hidden_size
-        self.config = config
-        self.qkv = qkv_projection(config, rngs)
-        self.out = layers.linear(hidden, hidden, config, use_bias=False, rngs=rngs)
 
     def mix(self, x, qkv, positions, *, packed=True):
         """Attends inside each sequence.

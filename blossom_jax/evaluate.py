@@ -1,6 +1,6 @@
 """Evaluation: each user is encoded once and ranked under all protocols in the same pass."""
 
-import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -8,55 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from blossom_jax import memory, metrics, sharding
-from blossom_jax.coverage import NOWHERE, coverage, note_places
+from blossom_jax import memory, sharding
+from blossom_jax.coverage import NOWHERE, note_places
 from blossom_jax.data.history_batches import BatchShape
 from blossom_jax.negatives import Negatives
+from blossom_jax.protocol_metrics import KS, Ranks
 from blossom_jax.ranking import Catalogue, first_places, rank_targets
 
 Params = Any  # a pytree
 Batch = dict[str, Any]  # of arrays, from evaluation_batches
-KS = (1, 5, 10, 20)
 Encode = Callable[[Params, Batch], tuple[Float[Array, "u M"], Float[Array, "R M"] | None]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Ranks:
-    """Rank of each user's target under each protocol; inf = a miss.
-
-    Attributes:
-      full: float64[n], among the items that are new to the user; a target that is not new is a
-        miss.
-      full_keep: float64[n], among all items.
-      sampled: {protocol: float64[n]}, among the target and `num_negatives` others, from
-        `negatives.draw`; the target itself is always ranked.
-      num_items: V, size of the catalogue.
-      num_negatives: Items drawn for each user and protocol, the same at every evaluation.
-      num_seen: int64[n], different items of each user's history, the target left out.
-      best_places: {"full": int32[V + 1], "full_keep": ..}, the best place of each item in the
-        ranking of any user, from `coverage.note_places`; {} where it was not asked for.
-    """
-
-    full: Float[np.ndarray, "n"]
-    full_keep: Float[np.ndarray, "n"]
-    sampled: dict[str, Float[np.ndarray, "n"]]
-    num_items: int
-    num_negatives: int
-    num_seen: Int[np.ndarray, "n"]
-    best_places: dict[str, Int[np.ndarray, "catalogue"]] = dataclasses.field(default_factory=dict)
-
-    def of_users(self, chosen: Bool[np.ndarray, "n"]) -> "Ranks":
-        """Returns the ranks of some users alone, without best places, which are of all."""
-        return dataclasses.replace(
-            self,
-            full=self.full[chosen],
-            full_keep=self.full_keep[chosen],
-            sampled={name: ranks[chosen] for name, ranks in self.sampled.items()},
-            num_seen=self.num_seen[chosen],
-            best_places={},
-        )
 
 
 def encode_last(graphdef: nnx.GraphDef) -> Encode:
@@ -116,22 +79,13 @@ class Evaluator:
         """
         self._num_items = num_items
         self._mesh = mesh
-        num_places = min(max(ks), num_items)
-        catalogue = Catalogue(num_items, chunk, mesh)
-
-        def rank(params, batch, best_places):
-            with sharding.traced_on(mesh):
-                hidden, table = encode(params, batch)
-            target, seen = batch["target"], batch["seen"]
-            ranks = rank_targets(hidden, table, target, seen, batch["negatives"], catalogue)
-            left_out = {"full": seen, "full_keep": jnp.zeros_like(seen[:, :1])}
-            noted = {}
-            for name, best in best_places.items():  # none where no coverage is asked for
-                score, item = first_places(hidden, table, left_out[name], catalogue, k=num_places)
-                is_place = (target > 0)[:, None] & (score > -jnp.inf)
-                noted[name] = note_places(best, item, is_place)
-            return ranks._asdict(), noted
-
+        rank = functools.partial(
+            _rank_and_note,
+            encode=encode,
+            catalogue=Catalogue(num_items, chunk, mesh),
+            num_places=min(max(ks), num_items),
+            mesh=mesh,
+        )
         self._rank = jax.jit(rank, donate_argnums=2, out_shardings=sharding.replicated(mesh))
         self._programs = {}
 
@@ -211,23 +165,46 @@ class Evaluator:
             rank, places = self._program(params, inputs, places)(params, inputs, places)
             found.append((user, rank))  # the device is still at work on it
 
-        num_users, num_protocols, num_negatives = negatives.items.shape
-        widths = {"full": (), "full_keep": (), "sampled": (num_protocols,)}
-        ranks = {name: np.full((num_users, *width), np.nan) for name, width in widths.items()}
-        for user, rank in found:
-            for name, values in rank.items():
-                ranks[name][user[user >= 0]] = np.asarray(values)[user >= 0]
-        if missing := int(np.isnan(ranks["full"]).sum()):
-            raise ValueError(f"the batches leave out {missing} of {num_users} users")
         return Ranks(
-            full=ranks["full"],
-            full_keep=ranks["full_keep"],
-            sampled=dict(zip(negatives.names, ranks["sampled"].T, strict=True)),
+            **_by_user(found, negatives),
             num_items=self._num_items,
-            num_negatives=num_negatives,
+            num_negatives=negatives.items.shape[-1],
             num_seen=negatives.num_seen,
             best_places=jax.device_get(places),
         )
+
+
+def _rank_and_note(params, batch, best_places, *, encode, catalogue, num_places: int, mesh):
+    """Ranks the targets of a batch; notes the best places of items where there are any so far."""
+    with sharding.traced_on(mesh):
+        hidden, table = encode(params, batch)
+    target, seen = batch["target"], batch["seen"]
+    ranks = rank_targets(hidden, table, target, seen, batch["negatives"], catalogue)
+    left_out = {"full": seen, "full_keep": jnp.zeros_like(seen[:, :1])}
+    noted = {}
+    for name, best in best_places.items():  # none where no coverage is asked for
+        score, item = first_places(hidden, table, left_out[name], catalogue, k=num_places)
+        is_place = (target > 0)[:, None] & (score > -jnp.inf)
+        noted[name] = note_places(best, item, is_place)
+    return ranks._asdict(), noted
+
+
+def _by_user(
+    found: Sequence[tuple[Int[np.ndarray, "u"], dict[str, Array]]], negatives: Negatives
+) -> dict[str, Any]:
+    """Puts what was found for the users of each batch (-1 = none) in the order of the negatives."""
+    num_users, num_protocols, _ = negatives.items.shape
+    widths = {"full": (), "full_keep": (), "sampled": (num_protocols,)}
+    ranks: dict[str, Any] = {
+        name: np.full((num_users, *width), np.nan) for name, width in widths.items()
+    }
+    for user, rank in found:
+        for name, values in rank.items():
+            ranks[name][user[user >= 0]] = np.asarray(values)[user >= 0]
+    if missing := int(np.isnan(ranks["full"]).sum()):
+        raise ValueError(f"the batches leave out {missing} of {num_users} users")
+    sampled = dict(zip(negatives.names, ranks["sampled"].T, strict=True))
+    return ranks | {"sampled": sampled}
 
 
 def _different(items: Int[np.ndarray, "u s"]) -> Int[np.ndarray, "u s"]:
@@ -235,43 +212,3 @@ def _different(items: Int[np.ndarray, "u s"]) -> Int[np.ndarray, "u s"]:
     items = np.sort(items, axis=1)
     items[:, 1:][items[:, 1:] == items[:, :-1]] = 0
     return items
-
-
-def summarize(ranks: Ranks, ks: Sequence[int] = KS) -> dict[str, float]:
-    """Averages the metrics of all protocols.
-
-    Args:
-      ranks: From `Evaluator`.
-      ks: Where rankings are cut off.
-
-    Returns:
-      {"full/recall@10": .., "full_keep/..": .., "uni100/..": .., "pop100/..": .., ..,
-      "full/coverage@10": .., "full_keep/coverage@10": .., "repeated_targets": share of users whose
-      target is not new to them}. The sampled protocols are those of `negatives.py`; uniform ones
-      are followed by what they say about a full ranking: "uni100_corrected" estimates `full_keep`,
-      and "uni100_unseen_corrected" `full`, but for targets that are not new, which count as if
-      they were. Coverage is there where the best places are.
-    """
-    by_protocol = {
-        "full": metrics.metrics_from_ranks(ranks.full, ks),
-        "full_keep": metrics.metrics_from_ranks(ranks.full_keep, ks),
-    }
-    for name, best in ranks.best_places.items():
-        by_protocol[name] |= coverage(best, ks)
-    for name, sampled in ranks.sampled.items():
-        by_protocol[name] = metrics.metrics_from_ranks(sampled, ks)
-        if name.startswith("uni"):
-            by_protocol[f"{name}_corrected"] = metrics.corrected_metrics_from_ranks(
-                sampled,
-                ks,
-                num_items=ranks.num_items,
-                num_negatives=ranks.num_negatives,
-                num_excluded=ranks.num_seen if name.endswith("_unseen") else 0,
-            )
-    found = {
-        f"{protocol}/{metric}": value
-        for protocol, values in by_protocol.items()
-        for metric, value in values.items()
-    }
-    repeated = np.isinf(ranks.full) & np.isfinite(ranks.full_keep)
-    return {**found, "repeated_targets": float(np.mean(repeated))}

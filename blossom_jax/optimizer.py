@@ -1,7 +1,9 @@
 """The optimizer: AdamW with warm-up, clipping and gradient accumulation, from plain values."""
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -45,35 +47,30 @@ def make_optimizer(
     Raises:
       UserError: A value out of its range.
     """
-    _check(learning_rate >= 0, f"learning_rate must not be negative, {learning_rate=}")
-    _check(warmup_steps >= 0, f"warmup_steps must not be negative, {warmup_steps=}")
     _check(weight_decay >= 0, f"weight_decay must not be negative, {weight_decay=}")
     _check(0 <= b1 < 1 and 0 <= b2 < 1, f"b1 and b2 must lie in [0, 1), {b1=} {b2=}")
     _check(clip_norm >= 0, f"clip_norm must not be negative, {clip_norm=}")
     _check(accumulate_steps >= 1, f"accumulate_steps must be at least 1, {accumulate_steps=}")
-
-    def decays(params):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf.ndim > 1 and not frozen(path), params
-        )
-
-    optimizer = optax.adamw(
-        learning_rate_schedule(
-            learning_rate=learning_rate,
-            warmup_steps=warmup_steps,
-            schedule=schedule,
-            total_updates=total_steps // accumulate_steps,
-        ),
-        b1=b1,
-        b2=b2,
-        weight_decay=weight_decay,
-        mask=decays,
+    rate = learning_rate_schedule(
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        schedule=schedule,
+        total_updates=total_steps // accumulate_steps,
     )
+    decays = functools.partial(_decays, frozen=frozen)
+    optimizer = optax.adamw(rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=decays)
     if clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
     if accumulate_steps > 1:
         optimizer = optax.MultiSteps(optimizer, accumulate_steps).gradient_transformation()
     return optimizer
+
+
+def _decays(params: Any, *, frozen: Callable[[tuple], bool]) -> Any:
+    """Tells of each parameter whether it decays."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim > 1 and not frozen(path), params
+    )
 
 
 def learning_rate_schedule(
@@ -82,8 +79,11 @@ def learning_rate_schedule(
     """Returns the learning rate as a function of the number of updates made.
 
     Raises:
-      UserError: An unknown schedule, or one that would fall before its warm-up has ended.
+      UserError: An unknown schedule, one that would fall before its warm-up has ended, or a
+        number that is negative.
     """
+    _check(learning_rate >= 0, f"learning_rate must not be negative, {learning_rate=}")
+    _check(warmup_steps >= 0, f"warmup_steps must not be negative, {warmup_steps=}")
     fall = math.ceil(total_updates * _COOLDOWN)
     hold = total_updates - fall - warmup_steps
     if schedule == "constant":

@@ -10,8 +10,8 @@ import numpy as np
 from blossom_jax.coverage import NOWHERE
 from blossom_jax.data.interactions import Interactions
 from blossom_jax.data.split import Split, Targets, item_counts
-from blossom_jax.evaluate import Ranks
 from blossom_jax.negatives import Negatives
+from blossom_jax.protocol_metrics import Ranks
 
 
 def popularity_ranks(

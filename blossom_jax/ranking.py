@@ -32,7 +32,7 @@ class Catalogue(NamedTuple):
 
 
 class UserRanks(NamedTuple):
-    """Rank of each user's target by protocol, see `evaluate.Ranks`; inf = a miss."""
+    """Rank of each user's target by protocol, see `protocol_metrics.Ranks`; inf = a miss."""
 
     full: Float[Array, "B"]
     full_keep: Float[Array, "B"]

@@ -7,15 +7,15 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from blossom_jax import evaluate, metrics, sharding, trained_model
-from blossom_jax.data.history_batches import Histories, history_batches
+from blossom_jax import trained_model
+from blossom_jax.catalogue import describe_unknown
 from blossom_jax.errors import UserError
 from blossom_jax.incremental_recommender import IncrementalRecommender
+from blossom_jax.top_items import TopItems, top
 from blossom_jax.trained_model import TrainedModel
 from blossom_jax.user_states import UserState
 
@@ -58,22 +58,10 @@ class Recommender:
         Raises:
           UserError: `batch_users` does not divide by the devices that share a batch.
         """
-        devices = model.mesh.size
-        if batch_users < 1 or batch_users % devices:
-            raise UserError(
-                f"batch_users must be a positive multiple of the {devices} device(s) that share "
-                f"a batch, got {batch_users}"
-            )
         self.model = model
         self.catalogue = model.catalogue
         self._max_events = max_events
-        self._sizes = {
-            "max_length": model.model_config.history_length,
-            "batch_users": batch_users,
-            "multiple_of": devices,
-            "gap": model.model_config.appended,
-        }
-        self._best = jax.jit(_best_items(model), static_argnames="k")
+        self._top_items = TopItems(model, batch_users)
 
     @classmethod
     def load(
@@ -149,38 +137,8 @@ class Recommender:
         allow: Iterable[RawId] | None = None,
     ) -> list[Answer]:
         """Recommends items, and tells of each history what became of it. See `recommend`."""
-        allowed = self.allowed(exclude, allow)
+        allowed = self.catalogue.allowed(exclude, allow)
         return self.answer_allowed(histories, top_k, allowed, exclude_seen=exclude_seen)
-
-    def allowed(
-        self, exclude: Iterable[RawId] = (), allow: Iterable[RawId] | None = None
-    ) -> Bool[np.ndarray, "items"]:
-        """Says which items may be recommended; logs which of the ids are unknown.
-
-        Args:
-          exclude: Items that nobody is recommended.
-          allow: The only items that anybody is recommended; None allows all.
-
-        Returns:
-          bool[num_items + 1], item k at k.
-
-        Raises:
-          UserError: Nothing of `allow` is known.
-        """
-        allowed = np.full(self.catalogue.num_items + 1, allow is None)
-        if allow is not None:
-            known = self._known("allow", allow)
-            if not known:
-                raise UserError("nothing would be recommended: no id of allow is in the catalogue")
-            allowed[known] = True
-        allowed[[0, *self._known("exclude", exclude)]] = False
-        return allowed
-
-    def _known(self, name: str, raw_ids: Iterable[RawId]) -> list[int]:
-        known, unknown = self.catalogue.known(raw_ids)
-        if unknown:
-            _log.warning("skipped in %s: %s", name, describe_unknown(unknown))
-        return known
 
     def answer_allowed(
         self,
@@ -195,7 +153,7 @@ class Recommender:
         Args:
           histories: Raw ids of each user.
           top_k: Items for each.
-          allowed: From `allowed`.
+          allowed: From `Catalogue.allowed`.
           exclude_seen: See `recommend`.
 
         Raises:
@@ -203,15 +161,16 @@ class Recommender:
         """
         if top_k < 1:
             raise UserError(f"top_k must be at least 1, got {top_k}")
-        k = min(_round_up(top_k), self.catalogue.num_items)
         read = [self.catalogue.known(history) for history in histories]
         numbers = [np.array(known, np.int32) for known, _ in read]
         present = [i for i, known in enumerate(numbers) if len(known)]
-        ranked = self._rank([numbers[i] for i in present], k, allowed, exclude_seen)
-        items = dict(zip(present, ranked, strict=True))
-        popular = self._popular(k, allowed) if len(present) < len(read) else []
+        ranked = self._top_items.of_histories(
+            [numbers[i] for i in present], top_k, allowed, exclude_seen=exclude_seen
+        )
+        items = {i: self._scored(*best) for i, best in zip(present, ranked, strict=True)}
+        popular = self._popular(top_k, allowed) if len(present) < len(read) else []
         return [
-            Answer(items.get(i, popular)[:top_k], unknown, i not in items)
+            Answer(items.get(i, popular), unknown, i not in items)
             for i, (_, unknown) in enumerate(read)
         ]
 
@@ -225,7 +184,7 @@ class Recommender:
         Raises:
           UserError: A model that cannot take one event at a time, or `max_events` out of range.
         """
-        return self.incremental.start(self._known("history", history))
+        return self.incremental.start(self.catalogue.known_of("history", history))
 
     def step(self, state: UserState, item: RawId) -> tuple[UserState, Float[Array, "items"]]:
         """Takes one more event of a user, at a cost that hardly grows with the history.
@@ -265,9 +224,7 @@ class Recommender:
         Returns:
           (raw id, score), the best first.
         """
-        allowed = self.allowed(exclude)
-        best = _top(scores, allowed, k=min(_round_up(top_k), self.catalogue.num_items))
-        return self._scored(*map(np.asarray, best))[:top_k]
+        return self._scored(*top(scores, self.catalogue.allowed(exclude), top_k))
 
     @functools.cached_property
     def incremental(self) -> IncrementalRecommender:
@@ -275,32 +232,9 @@ class Recommender:
         model = nnx.merge(self.model.graphdef, self.model.params)
         return IncrementalRecommender(model, max_events=self._max_events)
 
-    def _rank(self, histories, k, allowed, exclude_seen) -> list[Scored]:
-        """Ranks items for histories of numbers, none of which is empty."""
-        if not histories:
-            return []
-        end = np.cumsum([len(history) for history in histories])
-        begin = np.concatenate([[0], end[:-1]])
-        place = sharding.batch_sharding(self.model.mesh)
-        allowed = jax.device_put(allowed, sharding.replicated(self.model.mesh))
-        found = []
-        batches = history_batches(Histories(np.concatenate(histories), begin, end), **self._sizes)
-        for batch in batches:
-            user = batch.pop("history")
-            if not exclude_seen:
-                batch["seen"] = np.zeros_like(batch["seen"])
-            inputs = jax.device_put(batch, place)
-            # The device is still at work when the next batch is made.
-            found.append((user, self._best(self.model.params, inputs, allowed, k=k)))
-        ranked = {}
-        for user, best in found:
-            scores, items = map(np.asarray, best)
-            ranked |= {i: self._scored(scores[u], items[u]) for u, i in enumerate(user) if i >= 0}
-        return [ranked[i] for i in range(len(histories))]
-
-    def _popular(self, k: int, allowed: Bool[np.ndarray, "items"]) -> Scored:
+    def _popular(self, top_k: int, allowed: Bool[np.ndarray, "items"]) -> Scored:
         items = self.catalogue.by_popularity
-        items = items[allowed[items]][:k]
+        items = items[allowed[items]][:top_k]
         return self._scored(self.catalogue.counts[items - 1], items)
 
     def _scored(self, scores, items) -> Scored:
@@ -311,38 +245,3 @@ class Recommender:
             for item, score in zip(items.tolist(), scores.astype(float).tolist(), strict=True)
             if score != -np.inf
         ]
-
-
-def _round_up(top_k: int) -> int:
-    """Returns 16, 64, 256, ...: places are few and cheap, a program for each number is not."""
-    k = 16
-    while k < top_k:
-        k *= 4
-    return k
-
-
-def _best_items(model: TrainedModel):
-    """Returns the function that ranks the catalogue for a batch."""
-    score = evaluate.last_scores(model.graphdef)
-
-    def best(
-        params, batch: dict[str, Array], allowed: Bool[Array, "items"], *, k: int
-    ) -> tuple[Float[Array, "u k"], Int[Array, "u k"]]:
-        with sharding.traced_on(model.mesh):
-            scores = score(params, batch)
-        return _top(metrics.without_seen(scores, batch["seen"]), allowed, k=k)
-
-    return best
-
-
-@functools.partial(jax.jit, static_argnames="k")
-def _top(scores, allowed, *, k: int):
-    """Ranks what may be recommended; scores that are no numbers come last."""
-    return jax.lax.top_k(jnp.where(allowed & ~jnp.isnan(scores), scores, -jnp.inf), k)
-
-
-def describe_unknown(raw_ids: Sequence[str], most: int = 5) -> str:
-    """Counts unknown ids and names the first few."""
-    distinct = list(dict.fromkeys(raw_ids))
-    named = ", ".join(map(repr, distinct[:most])) + (", ..." if len(distinct) > most else "")
-    return f"{len(distinct)} id(s) that the model does not know: {named}"

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from blossom_jax.trainer import Progress, Trainer, saved_after, signals
+from blossom_jax.schedule import Progress
+from blossom_jax.trainer import Trainer, saved_after, signals
 
 Batches = Iterator[tuple[dict, dict]]  # as `trainer.on_devices` yields them
 

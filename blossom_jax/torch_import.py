@@ -3,10 +3,8 @@
 import dataclasses
 import json
 import pathlib
-import re
 from collections.abc import Mapping
 
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
@@ -15,61 +13,15 @@ from blossom_jax.attention import BlossomAttention
 from blossom_jax.config import ModelConfig
 from blossom_jax.errors import UserError
 from blossom_jax.model import BlossomRec
-
-_ANY_LENGTH = np.iinfo(np.int32).max  # imported weights promise no longest history
-
-# The authors' code registers these and never uses them; RoPE's frequencies are constants.
-_UNUSED = re.compile(
-    r"(^|\.)(v_compress\..*|compress_mem_kv|v_intrablock_positions|rotary_emb\.freqs)$"
+from blossom_jax.torch_names import (
+    attention_paths,
+    matrix_size,
+    model_paths,
+    set_parameters,
+    used,
 )
 
-_ATTENTION = {
-    "to_qkv.weight": ("qkv", "kernel"),
-    "to_strategy_combine.0.weight": ("gate", "kernel"),
-    "to_strategy_combine.0.bias": ("gate", "bias"),
-    "combine_heads.weight": ("out", "kernel"),
-    "k_intrablock_positions": ("compressor", "intra_block_positions"),
-    "k_compress.1.weight": ("compressor", "hidden", "kernel"),
-    "k_compress.1.bias": ("compressor", "hidden", "bias"),
-    "k_compress.3.weight": ("compressor", "out", "kernel"),
-    "k_compress.3.bias": ("compressor", "out", "bias"),
-}
-_LAYER = {
-    **{
-        f"blossom_attention.sparse_attention.{name}": ("attention", *path)
-        for name, path in _ATTENTION.items()
-    },
-    "blossom_attention.dense.weight": ("dense", "kernel"),
-    "blossom_attention.dense.bias": ("dense", "bias"),
-    "blossom_attention.LayerNorm.weight": ("attention_norm", "scale"),
-    "blossom_attention.LayerNorm.bias": ("attention_norm", "bias"),
-    "feed_forward.dense_1.weight": ("feed_forward", "dense_1", "kernel"),
-    "feed_forward.dense_1.bias": ("feed_forward", "dense_1", "bias"),
-    "feed_forward.dense_2.weight": ("feed_forward", "dense_2", "kernel"),
-    "feed_forward.dense_2.bias": ("feed_forward", "dense_2", "bias"),
-    "feed_forward.LayerNorm.weight": ("feed_forward_norm", "scale"),
-    "feed_forward.LayerNorm.bias": ("feed_forward_norm", "bias"),
-}
-
-
-def attention_paths() -> dict[str, tuple]:
-    """Returns {the authors' name: path in `BlossomAttention`} of every attention parameter."""
-    return dict(_ATTENTION)
-
-
-def model_paths(num_layers: int) -> dict[str, tuple]:
-    """Returns {the authors' name: path in `BlossomRec`} of every parameter of their full model."""
-    around = {
-        "item_embedding.weight": ("item_embedding", "embedding"),
-        "LayerNorm.weight": ("embedding_norm", "scale"),
-        "LayerNorm.bias": ("embedding_norm", "bias"),
-    }
-    layers = {
-        f"trm_encoder.layer.{n}.{name}": ("layers", n, *path)
-        for n in range(num_layers)
-        for name, path in _LAYER.items()
-    }
-    return around | layers
+_ANY_LENGTH = np.iinfo(np.int32).max  # imported weights promise no longest history
 
 
 def attention_from_state_dict(
@@ -104,9 +56,9 @@ def attention_from_state_dict(
       UserError: Names that are missing or unknown, or shapes that do not fit the sizes.
     """
     paths = attention_paths()
-    state_dict = _used(state_dict, paths)
+    state_dict = used(state_dict, paths)
     config = ModelConfig(
-        hidden_size=_size(state_dict, "to_qkv.weight", 1),
+        hidden_size=matrix_size(state_dict, "to_qkv.weight", 1),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         compress_block_size=compress_block_size,
@@ -118,7 +70,7 @@ def attention_from_state_dict(
         causal=causal,
     )
     attention = BlossomAttention(config, rngs=nnx.Rngs(0))
-    _set_parameters(attention, state_dict, paths)
+    set_parameters(attention, state_dict, paths)
     return attention
 
 
@@ -155,10 +107,10 @@ def model_from_state_dict(
       UserError: Names that are missing or unknown, or shapes that do not fit the sizes.
     """
     paths = model_paths(num_layers)
-    state_dict = _used(state_dict, paths)
+    state_dict = used(state_dict, paths)
     config = ModelConfig(
-        hidden_size=_size(state_dict, "item_embedding.weight", 1),
-        inner_size=_size(state_dict, "trm_encoder.layer.0.feed_forward.dense_1.weight", 0),
+        hidden_size=matrix_size(state_dict, "item_embedding.weight", 1),
+        inner_size=matrix_size(state_dict, "trm_encoder.layer.0.feed_forward.dense_1.weight", 0),
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
@@ -169,9 +121,9 @@ def model_from_state_dict(
         window=window,
         max_length=_ANY_LENGTH,
     )
-    num_items = _size(state_dict, "item_embedding.weight", 0) - 1
+    num_items = matrix_size(state_dict, "item_embedding.weight", 0) - 1
     model = BlossomRec(config, num_items, rngs=nnx.Rngs(0))
-    _set_parameters(model, state_dict, paths)
+    set_parameters(model, state_dict, paths)
     return model
 
 
@@ -203,60 +155,3 @@ def load_model(directory: pathlib.Path) -> BlossomRec:
     with ocp.StandardCheckpointer() as checkpointer:
         nnx.update(model, checkpointer.restore(directory / "params", nnx.state(model, nnx.Param)))
     return model
-
-
-def _used(state_dict, paths) -> dict[str, np.ndarray]:
-    """Drops the authors' unused parameters, and checks that those left are the ones we need."""
-    used = {name: value for name, value in state_dict.items() if not _UNUSED.search(name)}
-    missing = [name for name in paths if name not in used]
-    unknown = [name for name in used if name not in paths]
-    if missing or unknown:
-        lists = {"missing": missing, "unknown": unknown}
-        raise UserError(
-            "the state dict does not hold the parameters of this model: "
-            + "; ".join(f"{what} {', '.join(names)}" for what, names in lists.items() if names)
-        )
-    return used
-
-
-def _size(state_dict, name: str, axis: int) -> int:
-    shape = np.shape(state_dict[name])
-    if len(shape) != 2:
-        raise UserError(f"{name} must be a matrix, its shape is {shape}")
-    return shape[axis]
-
-
-def _set_parameters(module: nnx.Module, state_dict, paths) -> None:
-    """Writes every value into its place, all or nothing."""
-    variables = {name: _variable(module, path) for name, path in paths.items()}
-    values = {
-        name: _in_our_layout(state_dict[name], path[-1], variables[name].shape)
-        for name, path in paths.items()
-    }
-    wrong = [
-        f"{name} is {np.shape(state_dict[name])}, not {_their_shape(variables[name], path[-1])}"
-        for name, path in paths.items()
-        if values[name].shape != variables[name].shape
-    ]
-    if wrong:
-        raise UserError(f"shapes do not fit the sizes given: {'; '.join(wrong)}")
-    for name, variable in variables.items():
-        variable.set_value(jnp.asarray(values[name], variable.dtype))
-
-
-def _variable(module, path):
-    for key in path:
-        module = module[key] if isinstance(key, int) else getattr(module, key)
-    return module
-
-
-def _in_our_layout(value, kind: str, shape) -> np.ndarray:
-    """Transposes what PyTorch keeps as [out, in]; adds the surplus rows of our item table."""
-    value = np.asarray(value)
-    if kind == "embedding":
-        return np.pad(value, ((0, shape[0] - value.shape[0]), (0, 0)))
-    return value.T if kind == "kernel" else value
-
-
-def _their_shape(variable, kind: str) -> tuple:
-    return variable.shape[::-1] if kind == "kernel" else variable.shape

@@ -1,5 +1,6 @@
 """One training step: the loss of a packed batch, its gradients, and the update, as one program."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -9,7 +10,7 @@ from flax import nnx
 
 from blossom_jax import lazy_rows, sharding
 from blossom_jax.baselines.masking import hide_events
-from blossom_jax.lazy_rows import Examples
+from blossom_jax.lazy_rows import Examples, Update
 from blossom_jax.losses import Loss
 
 # Folded into the key of a step for its negatives; dropout folds in small numbers.
@@ -111,46 +112,13 @@ def make_train_step(
         their moments too, see `lazy_rows`.
     """
     masked = nnx.merge(graphdef, like["params"]).config.objective == "masked"
-
-    def draw_examples(batch, key, cumulative_counts):
-        item_ids, positions, targets = (
-            batch[name] for name in ("item_ids", "positions", "targets")
-        )
-        if masked:
-            key, mask_key = jax.random.split(key)
-            item_ids, targets = hide_events(
-                item_ids, positions, mask_key, probability=mask_probability
-            )
-        negatives = loss.draw(jax.random.fold_in(key, _NEGATIVES), targets.size, cumulative_counts)
-        return Examples(item_ids, positions, targets.reshape(-1), negatives), key
-
-    def mean_loss(params, examples, key):
-        model = nnx.merge(graphdef, params)
-        with sharding.traced_on(mesh):
-            hidden = model(
-                examples.item_ids, examples.positions, dropout_key=key, packed=packed
-            )  # [B, L, M]
-        total, count = loss.total(
-            hidden.reshape(-1, hidden.shape[-1]),
-            model.item_embedding.embedding[...],
-            examples.targets,
-            examples.negatives,
-        )
-        return total / jnp.maximum(count, 1), (total, count)
-
-    def update(state, examples, key):
-        (_, (total, count)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
-            state["params"], examples, key
-        )
-        updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
-        state = {
-            "params": optax.apply_updates(state["params"], updates),
-            "opt_state": opt_state,
-            "step": state["step"] + 1,
-        }
-        metrics = {"loss_sum": total, "count": count, "grad_norm": optax.tree.norm(grads)}
-        return state, jax.tree.map(lambda x: x.astype(jnp.float32), metrics)
-
+    draw_examples = functools.partial(
+        _draw_examples, loss=loss, mask_probability=mask_probability if masked else None
+    )
+    mean_loss = functools.partial(
+        _mean_loss, graphdef=graphdef, mesh=mesh, loss=loss, packed=packed
+    )
+    update: Update = functools.partial(_update, mean_loss=mean_loss, optimizer=optimizer)
     if lazy_items:
         update = lazy_rows.on_touched_rows(update)
 
@@ -160,3 +128,46 @@ def make_train_step(
 
     keep = jax.tree.map(lambda leaf: leaf.sharding, like)
     return jax.jit(train_step, donate_argnums=0, out_shardings=(keep, sharding.replicated(mesh)))
+
+
+def _draw_examples(
+    batch, key, cumulative_counts, *, loss: Loss, mask_probability: float | None
+) -> tuple[Examples, jax.Array]:
+    """Hides events, unless none are to be, and draws negatives; returns the key for dropout too."""
+    item_ids, positions, targets = (batch[name] for name in ("item_ids", "positions", "targets"))
+    if mask_probability is not None:
+        key, mask_key = jax.random.split(key)
+        item_ids, targets = hide_events(item_ids, positions, mask_key, probability=mask_probability)
+    negatives = loss.draw(jax.random.fold_in(key, _NEGATIVES), targets.size, cumulative_counts)
+    return Examples(item_ids, positions, targets.reshape(-1), negatives), key
+
+
+def _mean_loss(params, examples: Examples, key, *, graphdef, mesh, loss: Loss, packed: bool):
+    """Returns the mean over all targets, and (sum over targets, count of targets)."""
+    model = nnx.merge(graphdef, params)
+    with sharding.traced_on(mesh):
+        hidden = model(
+            examples.item_ids, examples.positions, dropout_key=key, packed=packed
+        )  # [B, L, M]
+    total, count = loss.total(
+        hidden.reshape(-1, hidden.shape[-1]),
+        model.item_embedding.embedding[...],
+        examples.targets,
+        examples.negatives,
+    )
+    return total / jnp.maximum(count, 1), (total, count)
+
+
+def _update(state: State, examples: Examples, key, *, mean_loss, optimizer) -> tuple[State, dict]:
+    """Returns the state after the step, and its metrics."""
+    (_, (total, count)), grads = jax.value_and_grad(mean_loss, has_aux=True)(
+        state["params"], examples, key
+    )
+    updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
+    state = {
+        "params": optax.apply_updates(state["params"], updates),
+        "opt_state": opt_state,
+        "step": state["step"] + 1,
+    }
+    metrics = {"loss_sum": total, "count": count, "grad_norm": optax.tree.norm(grads)}
+    return state, jax.tree.map(lambda x: x.astype(jnp.float32), metrics)

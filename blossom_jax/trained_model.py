@@ -96,7 +96,9 @@ def read_config(directory: pathlib.Path) -> dict[str, Any]:
         values = json.loads(path.read_text())
         values["eval"]["ks"] = tuple(values["eval"]["ks"])  # JSON has no tuples
     except OSError as error:
-        raise UserError(f"{directory} holds no run: {error}") from error
+        raise UserError(
+            f"{directory} holds no run: {path} cannot be read: {error.strerror}"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     return values

@@ -18,6 +18,7 @@ import contextlib
 import difflib
 import functools
 import importlib.util
+import math
 import operator
 import pathlib
 import sys
@@ -54,8 +55,10 @@ def errors_to_exit_code() -> Iterator[None]:
     try:
         yield
     # A NotImplementedError is an implementation asked for by name that cannot run here.
-    except (UserError, NotImplementedError, *_FILE_ERRORS) as error:
+    except (UserError, NotImplementedError) as error:
         _exit(2, str(error))
+    except _FILE_ERRORS as error:
+        _exit(2, f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except NonFiniteError as error:
         _exit(1, str(error))
     except MemoryError as error:
@@ -84,6 +87,14 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         raise UserError(message)
+
+
+def writable(text: str) -> pathlib.Path:
+    """Reads a path whose folder is there to write in, as argparse's `type`."""
+    path = pathlib.Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")
+    return path
 
 
 def parse_with_config(parser: ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
@@ -164,7 +175,11 @@ def call_function_of_file(flag: str, path: str, name: str, *arguments: str) -> A
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        if not hasattr(module, name):
+            raise UserError(f"{flag}={path}: there is no function {name} in it")
         return getattr(module, name)(*arguments)
+    except UserError:
+        raise
     except Exception as error:  # whatever a user's own file may raise
         raise UserError(f"{flag}={path}: {type(error).__name__}: {error}") from error
 
@@ -213,6 +228,13 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, object]:
     return flat
 
 
+def _read_float(text: str) -> float:
+    value = float(text)
+    if math.isnan(value):
+        raise ValueError(text)
+    return value
+
+
 def _read_tuple(text: str) -> tuple:
     value = ast.literal_eval(text)
     return tuple(value) if isinstance(value, tuple | list) else (value,)
@@ -221,7 +243,7 @@ def _read_tuple(text: str) -> tuple:
 _READERS: dict[type, Callable[[str], object]] = {
     bool: lambda text: {"true": True, "false": False}[text.lower()],
     int: int,
-    float: float,
+    float: _read_float,
     str: str,
     tuple: _read_tuple,
 }

@@ -12,6 +12,7 @@ from blossom_jax.config import ModelConfig
 from blossom_jax.data.evaluation_batches import evaluation_batches, evaluation_shapes
 from blossom_jax.data.history_batches import fewest_users
 from blossom_jax.errors import UserError
+from blossom_jax.protocol_metrics import Ranks, summarize
 
 _SHOWN_AFTER_SECONDS = 5.0
 
@@ -133,7 +134,7 @@ class Evaluation:
             self._negatives,
             coverage_ks=self._config.eval.ks if self._with_coverage else (),
         )
-        return evaluate.summarize(ranks, self._config.eval.ks)
+        return summarize(ranks, self._config.eval.ks)
 
     def rank(
         self,
@@ -141,7 +142,7 @@ class Evaluation:
         params: Any,
         *,
         extend: Callable[[data.Targets, dict], dict] = lambda targets, batch: batch,
-    ) -> evaluate.Ranks:
+    ) -> Ranks:
         """Ranks all targets by a model with some parameters.
 
         Args:
@@ -161,11 +162,11 @@ class Evaluation:
                 yield batch
                 bar.update(int((batch["history"] >= 0).sum()))
 
-    def summarize(self, ranks: evaluate.Ranks) -> dict[str, float]:
+    def summarize(self, ranks: Ranks) -> dict[str, float]:
         """Returns the metrics of all protocols by name."""
-        return evaluate.summarize(ranks, self._config.eval.ks)
+        return summarize(ranks, self._config.eval.ks)
 
-    def by_length(self, ranks: evaluate.Ranks) -> list[buckets.Bucket]:
+    def by_length(self, ranks: Ranks) -> list[buckets.Bucket]:
         """Returns the metrics by bucket of history length."""
         model = self._config.model
         return buckets.by_length(
@@ -175,7 +176,7 @@ class Evaluation:
             ks=self._config.eval.ks,
         )
 
-    def by_popularity(self, ranks: evaluate.Ranks) -> list[buckets.Bucket]:
+    def by_popularity(self, ranks: Ranks) -> list[buckets.Bucket]:
         """Returns the metrics by bucket of how often the target was trained on."""
         counts = popularity.item_counts(self._interactions, self._split)
         target = self._interactions.items[self._targets.target]

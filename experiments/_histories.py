@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from blossom_jax import evaluate
 from blossom_jax.buckets import history_lengths
 from blossom_jax.data.interactions import Interactions
 from blossom_jax.data.perturb import shuffle_histories
 from blossom_jax.data.split import Targets
 from blossom_jax.errors import UserError
+from blossom_jax.protocol_metrics import Ranks, summarize
 from experiments import _results
 
-Rank = Callable[[Interactions, int], evaluate.Ranks]  # of a log, seeing so many events
+Rank = Callable[[Interactions, int], Ranks]  # of a log, seeing so many events
 _SEEDS = 3  # orders to try, since one may be lucky
 
 
@@ -64,7 +64,7 @@ def cut_short(
             "histories": f"last {last:,}",
             "last": last,
             "changed": float(np.mean(had > last)),
-            **evaluate.summarize(rank(interactions, last), ks),
+            **summarize(rank(interactions, last), ks),
         }
         for last in seen
     ]
@@ -102,7 +102,7 @@ def out_of_order(
             "histories": name,
             "last": max_length,
             "changed": float(np.mean(had > 1)) if log is not interactions else 0.0,
-            **evaluate.summarize(rank(log, max_length), ks),
+            **summarize(rank(log, max_length), ks),
         }
         for name, log in orders.items()
     ]

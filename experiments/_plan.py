@@ -5,18 +5,18 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 from flax import nnx
 
-from blossom_jax import memory, popularity, sharding, together
+from blossom_jax import memory, popularity, sharding
 from blossom_jax.data import Interactions, Split
 from blossom_jax.data.pipeline import TrainStream
 from blossom_jax.errors import UserError
 from blossom_jax.evaluate import Evaluator, encode_last
 from blossom_jax.losses import make_loss
-from blossom_jax.losses.negatives import cumulative_counts
+from blossom_jax.schedule import Schedule
 from blossom_jax.train_step import (
     State,
     abstract_params,
@@ -24,13 +24,14 @@ from blossom_jax.train_step import (
     init_state,
     make_train_step,
 )
-from blossom_jax.trainer import Schedule
-from experiments import _evaluation, _setup
+from experiments import _evaluation, _setup, _workdir
+from experiments._step import compile_step
 
 
 class Plan(NamedTuple):
     """A run that was found to be possible, of which nothing is on the devices yet."""
 
+    commit: str  # of the code, before training
     config: ml_collections.ConfigDict
     interactions: Interactions
     split: Split
@@ -59,47 +60,30 @@ def make_plan(config: ml_collections.ConfigDict, num_seeds: int = 1) -> Plan:
     Raises:
       UserError: Whatever makes the run impossible.
     """
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"seed must lie in [0, 2**32), got {config.seed}")
-    loss_config = _setup.loss_config(config)
-    _setup.check_objective(config)
-    if config.model.grow_items and not config.train.init_from:
-        raise UserError("model.grow_items=true needs train.init_from=DIR, the run that is to grow")
+    commit = _workdir.git_commit()
+    _check(config)
     interactions, split = _setup.load_data(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     sharding.check_batch(config.train.batch_rows, mesh)
-    lazy_items = _setup.has_lazy_items(config, mesh)
-    valid = _evaluation.Evaluation(config, interactions, split, "valid", mesh)
-    test = _evaluation.Evaluation(config, interactions, split, "test", mesh, with_coverage=True)
-    if config.eval.metric not in (measured := valid.popularity()):
-        nearest = difflib.get_close_matches(config.eval.metric, measured, n=1, cutoff=0.0)
-        raise UserError(f"eval.metric={config.eval.metric}: did you mean {nearest[0]}?")
+    _setup.has_lazy_items(config, mesh)  # refuses before anything is drawn
+    valid, test = _make_evaluations(config, interactions, split, mesh)
     stream = _setup.make_stream(config, interactions, split)
     schedule = _setup.make_schedule(config, stream.steps_per_epoch)
     optimizer = _setup.make_optimizer(config, schedule.num_steps)
     make_model = _setup.model_maker(config, interactions.num_items)
     graphdef, _ = abstract_params(make_model, mesh)
     like = abstract_state(make_model, optimizer, mesh)
-    loss = make_loss(loss_config, num_items=interactions.num_items, mesh=mesh)
-    step = make_train_step(
-        graphdef,
-        optimizer,
-        mesh,
-        like,
-        loss,
-        mask_probability=config.train.mask_probability,
-        lazy_items=lazy_items,
-    )
-    counts = popularity.item_counts(interactions, split) if loss_config.by_popularity else None
-    seed = place_seed(config.seed, mesh)
-    compiled, step_bytes = _compile(step, like, config, mesh, num_seeds, counts)
-    evaluator = _evaluation.make_evaluator(
-        config, encode_last(graphdef), interactions.num_items, mesh
-    )
+    step = _make_step(config, graphdef, optimizer, like, mesh, interactions.num_items)
+    by_popularity = _setup.loss_config(config).by_popularity
+    counts = popularity.item_counts(interactions, split) if by_popularity else None
+    compiled, step_bytes = compile_step(step, like, config, mesh, counts, num_seeds=num_seeds)
+    encode, num_items = encode_last(graphdef), interactions.num_items
+    evaluator = _evaluation.make_evaluator(config, encode, num_items, mesh)
     others = num_seeds * memory.shard_bytes(like) - memory.shard_bytes(like["params"])
     for evaluation in (valid, test):
         evaluation.prepare(evaluator, like["params"], other_bytes=others)
     return Plan(
+        commit,
         config,
         interactions,
         split,
@@ -110,11 +94,55 @@ def make_plan(config: ml_collections.ConfigDict, num_seeds: int = 1) -> Plan:
         like,
         lambda: init_state(make_model, optimizer, like),
         compiled,
-        seed,
+        place_seed(config.seed, mesh),
         step_bytes,
         valid,
         test,
         evaluator,
+    )
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    """Refuses what can be told from the config alone."""
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed must lie in [0, 2**32), got {config.seed}")
+    _setup.loss_config(config)
+    _setup.check_objective(config)
+    if config.model.grow_items and not config.train.init_from:
+        raise UserError("model.grow_items=true needs train.init_from=DIR, the run that is to grow")
+
+
+def _make_evaluations(
+    config: ml_collections.ConfigDict,
+    interactions: Interactions,
+    split: Split,
+    mesh: jax.sharding.Mesh,
+) -> tuple[_evaluation.Evaluation, _evaluation.Evaluation]:
+    """Returns what measures in validation and in test."""
+    valid = _evaluation.Evaluation(config, interactions, split, "valid", mesh)
+    test = _evaluation.Evaluation(config, interactions, split, "test", mesh, with_coverage=True)
+    if config.eval.metric not in (measured := valid.popularity()):
+        nearest = difflib.get_close_matches(config.eval.metric, measured, n=1, cutoff=0.0)
+        raise UserError(f"eval.metric={config.eval.metric}: did you mean {nearest[0]}?")
+    return valid, test
+
+
+def _make_step(
+    config: ml_collections.ConfigDict,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    like: State,
+    mesh: jax.sharding.Mesh,
+    num_items: int,
+) -> jax.stages.Wrapped:
+    return make_train_step(
+        graphdef,
+        optimizer,
+        mesh,
+        like,
+        make_loss(_setup.loss_config(config), num_items=num_items, mesh=mesh),
+        mask_probability=config.train.mask_probability,
+        lazy_items=_setup.has_lazy_items(config, mesh),
     )
 
 
@@ -136,44 +164,3 @@ def with_seed(plan: Plan, seed: int) -> Plan:
 def place_seed(seed: int | Sequence[int], mesh: jax.sharding.Mesh) -> jax.Array:
     """Puts a seed, or several, on all devices."""
     return sharding.put_whole(np.asarray(seed, np.uint32), sharding.replicated(mesh))
-
-
-def _compile(
-    step: jax.stages.Wrapped, like: State, config, mesh, num, counts
-) -> tuple[Callable, int]:
-    """Compiles the step for the only shapes that there are; refuses one that does not fit.
-
-    Returns:
-      The step, and the bytes that it needs on one device.
-    """
-    shape = config.train.batch_rows, config.data.row_length
-    devices = list(mesh.devices.flat)
-    rows_per_device = config.train.batch_rows // mesh.size
-    # The compiler finds out what is needed to the byte, but may fail at absurd sizes; so first
-    # what is needed at least: the state, the gradients (of a lazy table hardly any), and each
-    # layer's input for each token.
-    hidden = rows_per_device * config.data.row_length * config.model.hidden_size
-    lazy = config.train.item_optimizer == "lazy"
-    at_least = (
-        memory.shard_bytes(like)
-        + (0 if lazy else memory.shard_bytes(like["params"]))
-        + hidden * config.model.num_layers * jnp.dtype(config.model.dtype).itemsize
-    )
-    lower = "the sizes in config.model, train.batch_rows or data.row_length"
-    memory.check_fits("a training step", num * at_least, devices, lower=lower)
-    batch = {
-        name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
-        for name in ("item_ids", "targets", "positions")
-    }
-    seed = jax.ShapeDtypeStruct((), jnp.uint32, sharding=sharding.replicated(mesh))
-    if num > 1:
-        if mesh.size > 1:
-            raise UserError(f"seeds are trained together on one device, not on {mesh.size}")
-        step = together.vmap_step(step)
-        like, batch, seed = together.stacked_like((like, batch, seed), num)
-    cumulative = None if counts is None else cumulative_counts(counts)
-    cumulative = sharding.put_whole(cumulative, sharding.replicated(mesh))
-    compiled = step.lower(like, batch, seed, cumulative).compile()
-    needed = memory.program_bytes(compiled)
-    memory.check_fits("a training step", needed, devices, lower=lower)
-    return lambda state, batch, seed: compiled(state, batch, seed, cumulative), needed

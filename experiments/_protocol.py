@@ -5,7 +5,6 @@ from typing import Any
 import ml_collections
 
 from blossom_jax.data import Interactions, Split
-from experiments import _workdir
 
 SEEN_ITEMS = {
     "full": "items of the history are out of the ranking; a target among them is a miss",
@@ -22,9 +21,16 @@ TIES = "rank = 1 + items above + half of the others that score the same; NaN is 
 
 
 def make_card(
-    config: ml_collections.ConfigDict, interactions: Interactions, split: Split
+    config: ml_collections.ConfigDict, interactions: Interactions, split: Split, commit: str
 ) -> dict[str, Any]:
-    """Returns what stands under "protocol" in results.json: JSON values only."""
+    """Returns what stands under "protocol" in results.json: JSON values only.
+
+    Args:
+      config: Of the run.
+      interactions: The log.
+      split: Of the log.
+      commit: From `_workdir.git_commit`, read when the command began.
+    """
     data, evaluation = config.data, config.eval
     return {
         **split.card,
@@ -47,7 +53,7 @@ def make_card(
         },
         "ties": TIES,
         "data_hash": interactions.content_hash,
-        "commit": _workdir.git_commit(),
+        "commit": commit,
     }
 
 

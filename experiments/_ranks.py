@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from blossom_jax.data import Targets
 from blossom_jax.errors import UserError
-from blossom_jax.evaluate import Ranks
+from blossom_jax.protocol_metrics import Ranks
 
 _FILE = "ranks.npz"
 

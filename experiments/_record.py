@@ -4,8 +4,8 @@ import jax
 import ml_collections
 
 from blossom_jax import data
-from blossom_jax.evaluate import Ranks
-from experiments import _evaluation, _protocol, _workdir
+from blossom_jax.protocol_metrics import Ranks
+from experiments import _evaluation, _protocol
 
 
 def make_record(
@@ -15,6 +15,7 @@ def make_record(
     mesh: jax.sharding.Mesh,
     test: _evaluation.Evaluation,
     ranks: Ranks,
+    commit: str,
     **measured,
 ) -> dict:
     """Returns what stands in results.json.
@@ -26,6 +27,7 @@ def make_record(
       mesh: Devices that were used.
       test: What was asked.
       ranks: What the model answered.
+      commit: From `_workdir.git_commit`, read when the command began.
       **measured: By name, what only whoever ran the model knows.
     """
     return {
@@ -35,13 +37,13 @@ def make_record(
         "seed": config.seed,
         "jax": jax.__version__,
         "device": device_name(mesh),
-        "commit": _workdir.git_commit(),
+        "commit": commit,
         **measured,
         "test": test.summarize(ranks),
         "test_by_length": test.by_length(ranks),
         "test_by_popularity": test.by_popularity(ranks),
         "popularity": test.popularity(),
-        "protocol": _protocol.make_card(config, interactions, split),
+        "protocol": _protocol.make_card(config, interactions, split, commit),
         "data": interactions.card,
     }
 

@@ -40,7 +40,7 @@ def table(
 
     Args:
       title: First line.
-      model: Metrics by name, from `evaluate.summarize`.
+      model: Metrics by name, from `protocol_metrics.summarize`.
       popularity: Likewise.
       by_length: From `buckets.by_length`.
       by_popularity: From `buckets.by_popularity`.

@@ -16,7 +16,7 @@ from blossom_jax.errors import UserError
 from blossom_jax.losses import LossConfig
 from blossom_jax.losses.objective import FULL
 from blossom_jax.model import BlossomRec, ModelConfig
-from blossom_jax.trainer import Schedule
+from blossom_jax.schedule import Schedule
 
 
 def load_data(config: ml_collections.ConfigDict) -> tuple[data.Interactions, data.Split]:

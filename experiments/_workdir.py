@@ -1,5 +1,6 @@
 """The files of a run's folder besides its checkpoints and logs."""
 
+import functools
 import json
 import os
 import pathlib
@@ -21,8 +22,10 @@ def check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> No
     """Refuses to continue a run with another config.
 
     Raises:
-      UserError: Names every key that differs, with both values.
+      UserError: Names every key that differs, with both values; or the folder is a file.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file; the workdir must be a folder")
     path = workdir / "config.json"
     if not path.exists():
         return
@@ -93,8 +96,12 @@ def write_results(workdir: pathlib.Path, results: dict) -> None:
     _write_json(workdir / "results.json", results)
 
 
+@functools.cache
 def git_commit() -> str:
-    """Returns the commit of this code, with "+" if files differ from it; "" outside a clone."""
+    """Returns the commit of this code, with "+" if files differ from it; "" outside a clone.
+
+    It is read once: what is committed later is not the code that this process has loaded.
+    """
     folder = pathlib.Path(__file__).parent
     try:
         commit = subprocess.check_output(

@@ -41,6 +41,7 @@ def measure(config: ml_collections.ConfigDict) -> dict[str, dict]:
     Raises:
       UserError: Something in the config or the data.
     """
+    commit = _workdir.git_commit()
     interactions, split = _setup.load_data(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     parts = {
@@ -66,6 +67,7 @@ def measure(config: ml_collections.ConfigDict) -> dict[str, dict]:
             mesh,
             parts["test"],
             ranks["test"],
+            commit,
             model=name,
             num_params=0,
             steps=0,

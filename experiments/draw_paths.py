@@ -40,9 +40,15 @@ CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
 def main(argv: Sequence[str]) -> None:
     """Runs the command."""
     parser = _cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", default="docs/paths.svg", metavar="FILE", help="svg, png, pdf")
+    parser.add_argument(
+        "--output",
+        type=_cli.writable,
+        default="docs/paths.svg",
+        metavar="FILE",
+        help="svg, png, pdf",
+    )
     output = parser.parse_args(argv).output
-    undated = {"Date": None} if output.endswith("svg") else None
+    undated = {"Date": None} if output.suffix == ".svg" else None
     with matplotlib.rc_context(STYLE):
         draw(interests()).savefig(output, dpi=200, metadata=undated)
 

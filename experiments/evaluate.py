@@ -32,6 +32,7 @@ from flax import nnx
 from blossom_jax import data, serving, sharding, trained_model
 from blossom_jax import evaluate as ranking
 from blossom_jax.errors import UserError
+from blossom_jax.protocol_metrics import Ranks
 from blossom_jax.train_step import abstract_params
 from blossom_jax.trained_model import TrainedModel
 from experiments import (
@@ -101,6 +102,7 @@ def evaluate(
       UserError: No run, no such checkpoint that is whole, other data than it was trained on, or
         overrides that its parameters do not fit.
     """
+    commit = _workdir.git_commit()
     asked = _open(directory, part, step, overrides)
     evaluation, evaluator = _prepare(asked, with_coverage=True)
     ranks = evaluation.rank(evaluator, asked.params)
@@ -110,7 +112,7 @@ def evaluate(
         "popularity": evaluation.popularity(),
         "by_length": evaluation.by_length(ranks),
         "by_popularity": evaluation.by_popularity(ranks),
-        "protocol": _protocol.make_card(asked.config, asked.interactions, asked.split),
+        "protocol": _protocol.make_card(asked.config, asked.interactions, asked.split, commit),
     }
 
 
@@ -140,7 +142,7 @@ def perturbed(
     asked = _open(directory, part, step, overrides)
     _, evaluator = _prepare(asked, with_coverage=False)
 
-    def rank(interactions: data.Interactions, last: int) -> ranking.Ranks:
+    def rank(interactions: data.Interactions, last: int) -> Ranks:
         config = asked.config.copy_and_resolve_references()
         config.model.max_length = last
         evaluation = _evaluation.Evaluation(config, interactions, asked.split, part, asked.mesh)

@@ -22,6 +22,7 @@ from blossom_jax.data.filters import REPEATS
 from blossom_jax.data.formats import FORMATS, guess_format, scan_table
 from blossom_jax.data.interactions import Interactions
 from blossom_jax.data.load import NAMES
+from blossom_jax.data.prepare import prepare
 from blossom_jax.data.statistics import describe
 from blossom_jax.errors import UserError
 from experiments import _advice, _cli, _data_card
@@ -80,9 +81,11 @@ def _prepare_input(arguments: argparse.Namespace, filters: dict) -> Interactions
     if not arguments.output:
         raise UserError("--input needs --output DIR")
     path = pathlib.Path(arguments.input)
+    if not path.is_file():
+        raise UserError(f"--input={path}: there is no such file")
     columns = Columns(arguments.user_column, arguments.item_column, arguments.time_column)
     newest_first = arguments.newest_first
-    return interactions.prepare(
+    return prepare(
         scan_table(path, arguments.format or guess_format(path), columns),
         arguments.output,
         name=path.stem,

@@ -25,8 +25,9 @@ from typing import IO
 
 import tqdm
 
+from blossom_jax.catalogue import describe_unknown
 from blossom_jax.errors import UserError
-from blossom_jax.recommender import Recommender, describe_unknown
+from blossom_jax.recommender import Recommender
 from experiments import _cli, _compile_cache, _titles, _user_lines
 from experiments._user_lines import BadLine
 
@@ -75,7 +76,7 @@ def _open(arguments: argparse.Namespace, batch_users: int):
     exclude = _user_lines.read_ids("--exclude", arguments.exclude)
     allow = arguments.allow
     allow = None if allow is None else _user_lines.read_ids("--allow", allow)
-    return recommender, recommender.allowed(exclude, allow)
+    return recommender, recommender.catalogue.allowed(exclude, allow)
 
 
 def recommend_one(arguments: argparse.Namespace, titles: dict[str, str]) -> int:

@@ -25,8 +25,9 @@ from blossom_jax import hosts
 from blossom_jax.checkpoint import Checkpoints
 from blossom_jax.metric_log import MetricLog, Terminal
 from blossom_jax.model import num_params
+from blossom_jax.schedule import Progress
 from blossom_jax.train_step import State
-from blossom_jax.trainer import Progress, Trainer, on_devices, saved_after
+from blossom_jax.trainer import Trainer, on_devices, saved_after
 from experiments import (
     _cli,
     _compile_cache,
@@ -206,6 +207,7 @@ def _test(plan: Plan, params: nnx.State, progress: Progress, workdir: pathlib.Pa
         plan.mesh,
         plan.test,
         ranks,
+        plan.commit,
         model=_setup.model_config(plan.config).name,
         num_params=_count_params(plan),
         step_bytes=plan.step_bytes,

@@ -45,6 +45,7 @@ SMALL = {
         "--recompute=16",
         "--items=50",
     ],
+    "benchmark evaluation": ["--rounds=1", "--steps=1", "--batch-rows=8"],
     "benchmark bounded": ["--bounds=8", "--users=4"],
     "benchmark devices": [
         *("--rounds=1", "--devices=1", "--tokens=64", "--length=16", "--items=30", "--heads=2"),

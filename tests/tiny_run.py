@@ -10,8 +10,8 @@ import polars as pl
 from blossom_jax import sharding
 from blossom_jax.checkpoint import Checkpoints
 from blossom_jax.data import from_table, interactions
+from blossom_jax.schedule import Progress
 from blossom_jax.train_step import abstract_state, init_state
-from blossom_jax.trainer import Progress
 from experiments import _cli, _setup, _workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -17,12 +17,7 @@ class DenseGatedAttention(DenseAttention):
     """Full and short-term attention, weighed by the gate of arXiv 2512.13368."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        """Initialises the parameters.
-
-        Args:
-          config: Sizes and switches.
-          rngs: Source of the initial weights.
-        """
+        """Initialises the parameters, the gate's after those of dense attention."""
         super().__init__(config, rngs=rngs)
         self.gate = make_gate(config, rngs=rngs)
 

@@ -10,29 +10,18 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from blossom_jax import layers
-from blossom_jax.attention import Attention, qkv_projection, split_heads
-from blossom_jax.config import ModelConfig
+from blossom_jax.attention import Attention, split_heads
 from blossom_jax.dense_attention import segment_mask
 
 
 class SiluAttention(Attention):
     """Weighs values by `silu(q k + bias of the distance) / max_length`, one pair at a time."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        """Initialises the parameters.
-
-        Args:
-          config: Sizes and switches.
-          rngs: Source of the initial weights.
-        """
-        self.config = config
-        self.qkv = qkv_projection(config, rngs)
+    def add_parts(self, rngs):
+        """Adds the bias of each distance."""
         # Of distances -(max_length - 1) ... max_length - 1; a causal model reads the second half.
         self.distance_bias = nnx.Param(
-            layers.WEIGHT_INIT(rngs.params(), (2 * config.max_length - 1,), jnp.float32)
-        )
-        self.out = layers.linear(
-            config.hidden_size, config.hidden_size, config, use_bias=False, rngs=rngs
+            layers.WEIGHT_INIT(rngs.params(), (2 * self.config.max_length - 1,), jnp.float32)
         )
 
     def mix(self, x, qkv, positions, *, packed=True):

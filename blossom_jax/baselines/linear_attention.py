@@ -7,12 +7,9 @@ every prefix. Here chunks of tokens hand it on; inside a chunk it is a small mas
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from blossom_jax import layers
-from blossom_jax.attention import Attention, qkv_projection, split_heads
-from blossom_jax.config import ModelConfig
+from blossom_jax.attention import Attention, split_heads
 from pallas_kernels.positions import sequence_end, sequence_start
 
 CHUNK = 64  # tokens; one number stands for each pair of a chunk
@@ -20,19 +17,6 @@ CHUNK = 64  # tokens; one number stands for each pair of a chunk
 
 class LinearAttention(Attention):
     """Each token reads the values of its sequence, weighed by `q k / sqrt(D)` as it is."""
-
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        """Initialises the parameters.
-
-        Args:
-          config: Sizes and switches.
-          rngs: Source of the initial weights.
-        """
-        self.config = config
-        self.qkv = qkv_projection(config, rngs)
-        self.out = layers.linear(
-            config.hidden_size, config.hidden_size, config, use_bias=False, rngs=rngs
-        )
 
     def mix(self, x, qkv, positions, *, packed=True):
         """Attends inside each sequence; packed rows cost nothing."""

@@ -38,7 +38,7 @@ def code_events(
     The table is read three times, for its users, for its items and for the events.
 
     Args:
-      table: Columns user, item and optionally time, as in `interactions.from_table`.
+      table: Columns user, item and optionally time, as in `prepare.from_table`.
       folder: An empty one, where the events are kept.
       newest_first: Whether rows run backwards in time.
 

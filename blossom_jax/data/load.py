@@ -12,6 +12,7 @@ import polars as pl
 from blossom_jax.data import interactions, synthetic
 from blossom_jax.data.formats import scan_table
 from blossom_jax.data.interactions import Interactions
+from blossom_jax.data.prepare import prepare
 from blossom_jax.data.registry import DATASETS, INTERESTS, LONG_INTEREST, SYNTHETIC
 from blossom_jax.data.sources import Found, find_or_download
 from blossom_jax.errors import UserError
@@ -97,7 +98,7 @@ def _prepare_once(
     key = json.dumps([_LAYOUT, source, filters])
     folder = cache / "prepared" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
-        return interactions.prepare(read(), folder, name=name, card=source, **options)
+        return prepare(read(), folder, name=name, card=source, **options)
     return interactions.load(folder)
 
 

@@ -52,7 +52,7 @@ def generate(
 
     Returns:
       Columns user (number from 0), item (raw id) and time (Unix seconds, an hour apart), user by
-      user, for `interactions.from_table`.
+      user, for `prepare.from_table`.
 
     Raises:
       UserError: Sizes too small for the structure.

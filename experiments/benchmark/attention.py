@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from blossom_jax import memory
+from experiments import _cli
 from experiments.benchmark import contenders, floor, machine, measure, plot, sizes
 from experiments.benchmark.contenders import MEASURED, Contender
 from experiments.benchmark.program import Program
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this benchmark."""
     add = parser.add_argument
     measure.add_arguments(parser)
-    add("--json", metavar="FILE", help="also write the lines of JSON here")
+    add("--json", metavar="FILE", type=_cli.writable, help="also write the lines of JSON here")
     add("--plot", metavar="FILE", help="draw seconds and bytes against length (.svg, .png, .pdf)")
     sizes.add_arguments(parser, lengths=(1024, 4096, 16384, 65536))
     add(

@@ -17,7 +17,7 @@ from blossom_jax import trained_model
 from blossom_jax.data import Interactions, Split
 from blossom_jax.errors import UserError
 from blossom_jax.incremental_recommender import IncrementalRecommender
-from experiments import _setup, _workdir
+from experiments import _cli, _setup, _workdir
 from experiments.benchmark import measure
 
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this benchmark."""
     add = parser.add_argument
     measure.add_arguments(parser)
-    add("--json", metavar="FILE", help="also write the lines of JSON here")
+    add("--json", metavar="FILE", type=_cli.writable, help="also write the lines of JSON here")
     add("--workdir", required=True, metavar="DIR", type=pathlib.Path, help="of a run, or an export")
     add("--bounds", type=measure.positives, help="events kept; by default max_length and less")
     add("--events", type=measure.positive, help="followed; by default 1.5 times max_length")

@@ -12,6 +12,7 @@ import jax
 
 from blossom_jax import memory, sharding
 from blossom_jax.errors import UserError
+from experiments import _cli
 from experiments.benchmark import measure, training
 
 # Largest relative difference of the first step's loss and gradients' norm to those of one device.
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this benchmark."""
     add = parser.add_argument
     measure.add_arguments(parser)
-    add("--json", metavar="FILE", help="also write the lines of JSON here")
+    add("--json", metavar="FILE", type=_cli.writable, help="also write the lines of JSON here")
     add("--devices", type=measure.positives, help="numbers of devices; 1 and all by default")
     add("--tokens", type=measure.positive, default=2**16, help="of the batch; 65,536 by default")
     add("--length", type=measure.positive, default=512, help="of each history; 512 by default")

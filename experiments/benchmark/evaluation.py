@@ -7,33 +7,28 @@ inflates, but for both alike. The aim is an evaluation of at most a tenth of an 
 """
 
 import argparse
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from blossom_jax import sharding
-from blossom_jax.errors import UserError
-from experiments import _plan
-from experiments.benchmark import measure
+from experiments import _cli, _plan
+from experiments.benchmark import dataset, measure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this benchmark."""
     add = parser.add_argument
     measure.add_arguments(parser)
-    add("--json", metavar="FILE", help="also write the line of JSON here")
-    add("--dataset", default="yelp", help="name of a config, and of its data; yelp by default")
+    add("--json", metavar="FILE", type=_cli.writable, help="also write the line of JSON here")
+    dataset.add_arguments(parser)
     add("--steps", type=measure.positive, default=8, help="of training in a turn, 8 by default")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measures, and prints a table."""
-    try:
-        config = importlib.import_module(f"configs.{arguments.dataset}").get_config()
-    except ModuleNotFoundError:
-        raise UserError(f"--dataset={arguments.dataset}: no config has that name") from None
+    config = dataset.config(arguments)
     config.train.num_steps = 10_000  # longer than any schedule's warm-up, on the smallest log too
     plan = _plan.make_plan(config)
     with plan.stream:

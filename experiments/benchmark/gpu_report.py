@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
     _check(arguments)
     arguments.output.mkdir(parents=True, exist_ok=True)
     reports = {
-        name: measure.Report(name, str(arguments.output / f"{name}.jsonl"), arguments.commit)
+        name: measure.Report(name, arguments.output / f"{name}.jsonl", arguments.commit)
         for name in ("attention", "training")
     }
     ceilings = machine.measure_ceilings(arguments.rounds)

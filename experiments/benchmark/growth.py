@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from blossom_jax import memory
+from experiments import _cli
 from experiments.benchmark import measure, plot
 
 PLAIN = "plain"  # all logits at once
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, lengths: tuple[int, ...]) 
         action="store_true",
         help="count CPU seconds, which others' work on the machine changes less",
     )
-    add("--json", metavar="FILE", help="also write the lines of JSON here")
+    add("--json", metavar="FILE", type=_cli.writable, help="also write the lines of JSON here")
     add("--plot", metavar="FILE", help="draw time and memory against both sizes (.svg, .png, .pdf)")
     add(
         "--items",

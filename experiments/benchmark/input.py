@@ -14,7 +14,6 @@ as fast as the step: `vs step` says how many. The aim is 3 on two cores.
 
 import argparse
 import contextlib
-import importlib
 import itertools
 import pathlib
 from collections.abc import Callable, Iterator
@@ -32,27 +31,24 @@ from blossom_jax.data.windows import training_windows
 from blossom_jax.errors import UserError
 from blossom_jax.losses import make_loss
 from blossom_jax.trainer import on_devices
-from experiments import _setup
-from experiments.benchmark import measure, training
+from experiments import _cli, _setup
+from experiments.benchmark import dataset, measure, training
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this benchmark."""
     add = parser.add_argument
     measure.add_arguments(parser)
-    add("--json", metavar="FILE", help="also write the lines of JSON here")
-    add("--plot", metavar="FILE", type=measure.writable, help="also draw the rates here")
-    add("--dataset", default="yelp", help="name of a config, and of its data; yelp by default")
+    add("--json", metavar="FILE", type=_cli.writable, help="also write the lines of JSON here")
+    add("--plot", metavar="FILE", type=_cli.writable, help="also draw the rates here")
+    dataset.add_arguments(parser)
     add("--workers", type=measure.positive, default=2, help="worker processes, 2 by default")
     add("--batches", type=measure.positive, default=32, help="in one timing, 32 by default")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measures every part, prints a table, and draws it if that is asked for."""
-    try:
-        config = importlib.import_module(f"configs.{arguments.dataset}").get_config()
-    except ModuleNotFoundError:
-        raise UserError(f"--dataset={arguments.dataset}: no config has that name") from None
+    config = dataset.config(arguments)
     interactions, split = _setup.load_data(config)
     with contextlib.ExitStack() as stack:
         calls, tokens = _calls(config, interactions, split, arguments, stack)

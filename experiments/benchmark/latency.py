@@ -22,6 +22,7 @@ from blossom_jax.errors import UserError
 from blossom_jax.evaluate import last_scores
 from blossom_jax.incremental_recommender import IncrementalRecommender
 from blossom_jax.model import BlossomRec, ModelConfig
+from experiments import _cli
 from experiments.benchmark import measure
 
 Seconds = tuple[float, float]  # on the clock, and of CPU time
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this benchmark."""
     add = parser.add_argument
     measure.add_arguments(parser)
-    add("--json", metavar="FILE", help="also write the lines of JSON here")
+    add("--json", metavar="FILE", type=_cli.writable, help="also write the lines of JSON here")
     add("--histories", type=measure.positives, default=(1000, 64000), help="events at the start")
     add("--recompute", type=measure.positive, default=16384, help="events encoded at once")
     add("--items", type=measure.positives, default=(10**4, 10**5, 10**6), help="catalogues")

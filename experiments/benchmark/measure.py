@@ -155,7 +155,7 @@ def reason(error: Exception) -> str:
 class Report:
     """Prints and keeps measurements, one JSON object a line."""
 
-    def __init__(self, benchmark: str, path: str | None = None, commit: str = "unknown"):
+    def __init__(self, benchmark: str, path: pathlib.Path | None = None, commit: str = "unknown"):
         """Starts the file.
 
         Args:
@@ -165,7 +165,7 @@ class Report:
         """
         self.records: list[dict] = []
         self._same = {"benchmark": benchmark, **provenance(commit)}
-        self._path = pathlib.Path(path) if path else None
+        self._path = path
         if self._path:
             self._path.write_text("")
 
@@ -228,11 +228,3 @@ def ratio(value: float | None, base: float | None) -> float | None:
 def shown_ratio(value: float | None) -> str:
     """Returns a ratio as text, empty where there is none."""
     return f"{value:.2f}x" if value is not None else ""
-
-
-def writable(text: str) -> pathlib.Path:
-    """Reads a path whose folder is there to write in, as argparse's `type`."""
-    path = pathlib.Path(text)
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")
-    return path

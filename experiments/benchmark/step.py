@@ -61,16 +61,7 @@ def contender(name: str) -> Contender:
             packed=False,
             lazy_items=name.endswith(LAZY),
         )
-        work = training.Workload(
-            length=sizes.length,
-            tokens=sizes.tokens,
-            num_items=sizes.items,
-            heads=config.num_heads,
-            kv_heads=config.num_kv_heads,
-            head_size=config.head_size,
-            dtype=sizes.dtype,
-        )
-        step = make(work.batch())
+        step = make(training.random_batch(sizes.length, sizes.tokens, sizes.items))
         return Program(step.call, step.program)
 
     return prepare

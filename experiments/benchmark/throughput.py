@@ -8,7 +8,6 @@ padding, and with it computing logits for padding too, as most code does.
 
 import argparse
 import functools
-import importlib
 from collections.abc import Callable
 
 import jax
@@ -17,35 +16,24 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from blossom_jax.errors import UserError
 from blossom_jax.losses import make_loss
 from blossom_jax.model import BlossomRec
-from experiments import _setup
-from experiments.benchmark import measure, training
+from experiments import _cli, _setup
+from experiments.benchmark import dataset, measure, training
 from experiments.benchmark.training import Batch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of this benchmark."""
-    add = parser.add_argument
     measure.add_arguments(parser)
-    add("--json", metavar="FILE", help="also write the lines of JSON here")
-    add("--dataset", default="yelp", help="name of a config, and of its data; yelp by default")
-    add(
-        "--batch-rows",
-        type=measure.positive,
-        help="packed rows in a batch; the config's by default",
-    )
+    add = parser.add_argument
+    add("--json", metavar="FILE", type=_cli.writable, help="also write the lines of JSON here")
+    dataset.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measures the encoder, then the whole step, and prints a table."""
-    try:
-        config = importlib.import_module(f"configs.{arguments.dataset}").get_config()
-    except ModuleNotFoundError:
-        raise UserError(f"--dataset={arguments.dataset}: no config has that name") from None
-    if arguments.batch_rows:
-        config.train.batch_rows = arguments.batch_rows
+    config = dataset.config(arguments)
     interactions, split = _setup.load_data(config)
     with _setup.make_stream(config, interactions, split) as stream:
         packed = next(stream)

@@ -59,11 +59,8 @@ class Workload:
     dtype: str
 
     def batch(self) -> Batch:
-        """Returns rows of random items, each to be predicted from those before."""
-        shape = self.tokens // self.length, self.length + 1
-        items = np.random.default_rng(0).integers(1, self.num_items + 1, shape, np.int32)
-        positions = np.tile(np.arange(self.length, dtype=np.int32), (shape[0], 1))
-        return {"item_ids": items[:, :-1], "targets": items[:, 1:], "positions": positions}
+        """Returns its `random_batch`."""
+        return random_batch(self.length, self.tokens, self.num_items)
 
     def model(self, attention: str, implementation: str) -> ModelConfig:
         """Returns the config of one contender, whose other values are the defaults."""
@@ -78,6 +75,20 @@ class Workload:
             max_length=self.length,
             dtype=self.dtype,
         )
+
+
+def random_batch(length: int, tokens: int, num_items: int) -> Batch:
+    """Returns rows of random items, each to be predicted from those before.
+
+    Args:
+      length: As in `Workload`.
+      tokens: Likewise.
+      num_items: Likewise.
+    """
+    shape = tokens // length, length + 1
+    items = np.random.default_rng(0).integers(1, num_items + 1, shape, np.int32)
+    positions = np.tile(np.arange(length, dtype=np.int32), (shape[0], 1))
+    return {"item_ids": items[:, :-1], "targets": items[:, 1:], "positions": positions}
 
 
 def contenders() -> dict[str, tuple[str, str]]:

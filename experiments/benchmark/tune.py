@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from blossom_jax.errors import UserError
+from experiments import _cli
 from experiments.benchmark import contenders, measure, sizes
 from experiments.benchmark.sizes import Draws, Sizes
 from pallas_kernels import triton_tools, tuned
@@ -111,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=tuple(SEARCHES),
         help=f"of {', '.join(SEARCHES)}; all by default",
     )
-    parser.add_argument("--output", metavar="FILE.json", required=True, type=measure.writable)
+    parser.add_argument("--output", metavar="FILE.json", required=True, type=_cli.writable)
 
 
 def run(arguments: argparse.Namespace) -> None:

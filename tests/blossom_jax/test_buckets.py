@@ -5,7 +5,7 @@ from blossom_jax import metrics
 from blossom_jax.buckets import by_length, by_popularity, history_lengths
 from blossom_jax.data.interactions import Interactions
 from blossom_jax.data.split import leave_one_out
-from blossom_jax.evaluate import Ranks
+from blossom_jax.protocol_metrics import Ranks
 
 NUM_USERS = 200
 

@@ -14,15 +14,11 @@ from blossom_jax.data.evaluation_batches import (
 )
 from blossom_jax.data.interactions import Interactions
 from blossom_jax.data.split import leave_one_out
-from blossom_jax.evaluate import (
-    Evaluator,
-    Ranks,
-    encode_last,
-    summarize,
-)
+from blossom_jax.evaluate import Evaluator, encode_last
 from blossom_jax.model import BlossomRec, ModelConfig
 from blossom_jax.packed_rows import one_a_row
 from blossom_jax.popularity import item_counts
+from blossom_jax.protocol_metrics import summarize
 
 NUM_ITEMS, NUM_NEGATIVES, MAX_LENGTH = 40, 10, 24
 
@@ -258,25 +254,6 @@ def test_missing_users_are_noticed():
     batches = list(evaluation_batches(log(), targets(), max_length=MAX_LENGTH, batch_users=8))
     with pytest.raises(ValueError, match="leave out 8 of 47 users"):
         evaluator(table(), batches[1:], drawn())
-
-
-def test_summarize():
-    full = np.array([1, 3, np.inf, 30.5])
-    sampled = {"uni30": np.array([1, 1, 2, 11.0]), "pop30_unseen": np.array([1, 1, 1, 1.0])}
-    sampled["uni30_unseen"] = np.array([1, 1, 2, 6.0])
-    num_seen = np.array([0, 3, 0, 25])
-    ranks = Ranks(full, np.array([2, 3, 1, 31.0]), sampled, 31, 30, num_seen)
-    found = summarize(ranks, ks=(1, 10))
-    assert found["full/recall@10"] == 0.5 and found["full/ndcg@10"] == (1 + 0.5) / 4
-    assert found["full/mrr@1"] == 0.25 and found["full_keep/recall@1"] == 0.25
-    assert found["uni30/recall@10"] == 0.75 and found["pop30_unseen/recall@1"] == 1
-    # All the others were drawn: there is nothing to correct.
-    for protocol in ("uni30", "uni30_unseen"):
-        for name in ("mrr@10", "recall@1"):
-            corrected = found[f"{protocol}_corrected/{name}"]
-            assert corrected == pytest.approx(found[f"{protocol}/{name}"])
-    assert found["repeated_targets"] == 0.25
-    assert len(found) == 7 * 6 + 1
 
 
 def test_ranks_of_some_users():

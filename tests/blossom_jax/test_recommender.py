@@ -39,10 +39,10 @@ def test_scores_are_the_models_whatever_the_length_and_the_batch(recommender):
 
 def test_one_program_for_each_bucket(recommender):
     recommender.recommend(HISTORIES, 3)
-    before = recommender._best._cache_size()
+    before = recommender._top_items._best._cache_size()
     recommender.recommend([[*history[1:], "9"] for history in HISTORIES], 9, exclude=["3"])
     recommender.recommend(HISTORIES * 2, 3, exclude_seen=False)
-    assert recommender._best._cache_size() == before
+    assert recommender._top_items._best._cache_size() == before
 
 
 def test_seen_items_are_left_out_even_those_beyond_max_length(recommender):

@@ -6,19 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_train_step import CONFIG, NUM_ITEMS
+from test_train_step import CONFIG, NUM_ITEMS, adamw
 from test_trainer import DEVICE, MESH, Stream, first_state, lines, train_step
 
 from blossom_jax.checkpoint import Checkpoints
-from blossom_jax.compression import is_compressor_parameter
 from blossom_jax.errors import NonFiniteError
 from blossom_jax.losses import LossConfig, make_loss
 from blossom_jax.metric_log import MetricLog, Terminal
 from blossom_jax.model import model_maker
-from blossom_jax.optimizer import make_optimizer
+from blossom_jax.schedule import Progress, Schedule
 from blossom_jax.together import fit_together, vmap_step
 from blossom_jax.train_step import abstract_params, abstract_state, init_state, make_train_step
-from blossom_jax.trainer import Progress, Schedule, Trainer, on_devices
+from blossom_jax.trainer import Trainer, on_devices
 
 SCHEDULE = Schedule(
     num_steps=20, log_every=3, evaluate_every=4, checkpoint_every=5, patience=2, metric="score"
@@ -119,18 +118,7 @@ def test_a_loss_of_one_run_that_is_not_finite_stops_all(tmp_path):
 
 
 def test_ten_steps_of_the_model_equal_those_one_by_one():
-    optimizer = make_optimizer(
-        learning_rate=1e-2,
-        warmup_steps=3,
-        schedule="constant",
-        total_steps=100,
-        weight_decay=0.1,
-        b1=0.9,
-        b2=0.98,
-        clip_norm=1.0,
-        accumulate_steps=1,
-        frozen=is_compressor_parameter,
-    )
+    optimizer = adamw(warmup_steps=3)
     makers = [model_maker(CONFIG, NUM_ITEMS, seed) for seed in (3, 8)]
     graphdef, _ = abstract_params(makers[0], MESH)
     like = abstract_state(makers[0], optimizer, MESH)

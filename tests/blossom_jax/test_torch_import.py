@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from blossom_jax import torch_import
+from blossom_jax import torch_import, torch_names
 from blossom_jax.attention import BlossomAttention
 from blossom_jax.errors import UserError
 from blossom_jax.losses import full_cross_entropy
@@ -62,7 +62,7 @@ def test_attention_and_its_gradients(name):
     (_, output), grads = gradients(holder, loss)
     assert golden.relative_error(output[mask], file["output"][mask]) < BOUND
     assert not output[~mask].any()
-    attention_paths = torch_import.attention_paths()
+    attention_paths = torch_names.attention_paths()
     paths = {theirs: ("attention", *ours) for theirs, ours in attention_paths.items()}
     paths["input"] = ("input",)
     for name, want in golden.section(file, "grad").items():
@@ -143,7 +143,7 @@ def test_model_and_its_gradients():
     assert golden.relative_error(scores, file["scores"]) < BOUND
     assert golden.relative_error(value, file["loss"]) < BOUND
     for name, want in golden.section(file, "grad").items():
-        got = in_their_layout(grads, torch_import.model_paths(2), name)[: len(want)]
+        got = in_their_layout(grads, torch_names.model_paths(2), name)[: len(want)]
         assert golden.relative_error(got, want) < BOUND, name
 
 

@@ -15,7 +15,8 @@ from blossom_jax import sharding
 from blossom_jax.checkpoint import Checkpoints
 from blossom_jax.errors import NonFiniteError, UserError
 from blossom_jax.metric_log import MetricLog, Terminal
-from blossom_jax.trainer import Progress, Schedule, Trainer, on_devices
+from blossom_jax.schedule import Progress, Schedule
+from blossom_jax.trainer import Trainer, on_devices
 
 MESH = sharding.make_mesh(devices=jax.devices()[:1])
 DEVICE = sharding.replicated(MESH)

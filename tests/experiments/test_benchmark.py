@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from blossom_jax.data import interactions
+from blossom_jax.data import from_table, interactions
 from blossom_jax.errors import UserError
 from configs import common
 from experiments import _setup
@@ -45,7 +45,9 @@ PADDED = {
         (["gpu-report", "--output=x", "--few", "--full"], "not allowed with"),
         (["gpu-report", "--output=x", "--tokens=9", "--lengths=2"], "--tokens=9 is no whole"),
         (["throughput", "--dataset=none"], "no config has that name"),
-        (["evaluation", "--dataset=none"], "no config has that name"),
+        (["evaluation", "--dataset=sweeps"], "--dataset=sweeps: no config has that name"),
+        (["evaluation", "--batch-rows=0"], "'0' is not a whole number of at least 1"),
+        (["step", "--json=no/such/folder/step.jsonl"], "there is no folder no/such/folder"),
         (["throughput", "--rounds=x"], "'x' is not a whole number"),
         (["loss", "--losses=hinge"], "'hinge' is none of plain, cross_entropy"),
         (["step", "--steps=hinge"], "'hinge' is none of plain, cross_entropy"),
@@ -106,7 +108,7 @@ def tiny(monkeypatch, tmp_path):
     """A config of that name, whose log has six histories of six events."""
     events = [(user, item) for user in range(6) for item in range(user, user + 6)]
     table = pl.DataFrame(events, schema=["user", "item"], orient="row").cast(pl.String)
-    interactions.save(interactions.from_table(table, name="tiny"), tmp_path / "log")
+    interactions.save(from_table(table, name="tiny"), tmp_path / "log")
     config = _config()
     config.model.max_length, config.data.row_length, config.train.batch_rows = 4, 8, 2
     config.data.name, config.data.path = "custom", str(tmp_path / "log")

@@ -48,6 +48,7 @@ def test_override_reads_the_type_that_stands_there(config, key, text, value):
         ("train.num_steps", "1.5", ["train.num_steps", "whole number", "'1.5'"]),
         ("train.num_steps", "true", ["whole number", "'true'"]),
         ("train.learning_rate", "fast", ["a number", "'fast'"]),
+        ("train.learning_rate", "nan", ["a number", "'nan'"]),
         ("model.causal", "1", ["true or false", "'1'"]),
         ("eval.ks", "one", ["commas", "'one'"]),
     ],
@@ -71,7 +72,8 @@ def test_override_refuses(config, key, text, words):
             2,
             "error: out of memory: RESOURCE_EXHAUSTED: 9 bytes\n",
         ),
-        (PermissionError(13, "denied", "/x"), 2, "error: [Errno 13] denied: '/x'\n"),
+        (FileExistsError("there already"), 2, "error: there already\n"),
+        (PermissionError(13, "denied", "/x"), 2, "error: /x: denied\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (KeyboardInterrupt("stopped after step 3"), 130, "stopped after step 3\n"),
     ],
@@ -137,3 +139,8 @@ def test_a_broken_config_file_is_named(tmp_path, source):
     path.write_text(source)
     with pytest.raises(UserError, match="broken.py"):
         _cli.load_config(str(path))
+
+
+def test_a_config_file_without_its_function_is_told_which():
+    with pytest.raises(UserError, match="_cli.py: there is no function get_config in it"):
+        _cli.load_config(_cli.__file__)

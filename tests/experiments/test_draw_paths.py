@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from blossom_jax.errors import UserError
 from experiments import draw_paths
 
 
@@ -32,3 +33,8 @@ def test_same_file_every_time(tmp_path):
     for name in ("one.svg", "two.svg"):
         draw_paths.main([f"--output={tmp_path / name}"])
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+
+
+def test_a_folder_that_is_not_there_is_named():
+    with pytest.raises(UserError, match="there is no folder no/such"):
+        draw_paths.main(["--output=no/such/paths.svg"])

@@ -6,7 +6,7 @@ import pytest
 
 from blossom_jax.data import from_table, leave_one_out
 from blossom_jax.errors import UserError
-from blossom_jax.evaluate import Ranks
+from blossom_jax.protocol_metrics import Ranks
 from experiments import _histories, evaluate
 
 

@@ -18,8 +18,8 @@ from test_train import ROOT, flags, log  # noqa: F401  (a fixture)
 from blossom_jax import sharding
 from blossom_jax.data.split import Targets
 from blossom_jax.errors import UserError
-from blossom_jax.evaluate import Ranks
 from blossom_jax.model import ModelConfig
+from blossom_jax.protocol_metrics import Ranks
 from experiments import _cli, _ranks, _results
 from experiments.report import __main__ as report
 from experiments.sweep import __main__ as sweep

@@ -16,7 +16,8 @@ import pytest
 from blossom_jax import metrics
 from blossom_jax.data import from_table, interactions
 from blossom_jax.errors import UserError
-from experiments import _ranks, _workdir, evaluate, train
+from experiments import _cli, _ranks, _workdir, evaluate, train
+from experiments._plan import make_plan
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIZES = {
@@ -128,6 +129,24 @@ def test_the_protocol_is_saved_and_printed(whole):
         assert f"{protocol}/recall@10" in results["test"]
         assert f"\n  {protocol}  " in shown
     assert card["data_hash"][:16] in shown and "56 users" in shown
+
+
+def test_the_commit_is_that_at_the_start(log, tmp_path, monkeypatch):
+    parser = _cli.ArgumentParser()
+    parser.add_argument("--workdir")
+    few = {"train__num_steps": 2, "train__warmup_steps": 0, "eval__every_steps": 2}
+    config = _cli.parse_with_config(parser, flags(log, tmp_path, **few)).config
+    monkeypatch.setattr(_workdir, "git_commit", lambda: "begun")
+    plan = make_plan(config)
+    monkeypatch.setattr(_workdir, "git_commit", lambda: "made while it trains")
+    results = train.run(plan, tmp_path / "run")
+    assert results["commit"] == results["protocol"]["commit"] == "begun"
+
+
+def test_a_process_keeps_the_commit_that_it_read_first(monkeypatch):
+    first = _workdir.git_commit()
+    monkeypatch.setattr(_workdir.subprocess, "check_output", lambda *_, **__: "another")
+    assert _workdir.git_commit() == first != "another"
 
 
 def test_the_rank_of_every_target_is_saved(whole):
@@ -290,6 +309,8 @@ LAZY = {"train__item_optimizer": "lazy"}
         ({"data__path": "", "data__name": "ml_10m"}, "unknown data set 'ml_10m'"),
         ({"data__path": "", "data__min_user_events": 99}, "data.path"),
         ({"seed": -1}, "seed must lie in"),
+        ({"train__patience": -1}, "train.patience must not be negative, got -1"),
+        ({"checkpoint__every_steps": -1}, "checkpoint.every_steps must not be negative"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(log, tmp_path, changes, words):
@@ -342,5 +363,11 @@ def test_damaged_results_are_named_and_how_to_get_them_back(whole, log, tmp_path
 
 
 def test_a_folder_without_a_run_cannot_be_evaluated(tmp_path):
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="holds no run: .*config.json cannot be read: No such file"):
         evaluate.main([f"--workdir={tmp_path}"])
+
+
+def test_a_workdir_must_be_a_folder(log, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file; the workdir must be a folder"):
+        train.main(flags(log, tmp_path / "file"))

@@ -8,7 +8,7 @@ import pytest
 
 from blossom_jax.data.column_formats import UNNAMED, Columns
 from blossom_jax.data.formats import FORMATS, guess_format, scan_table
-from blossom_jax.data.interactions import from_table
+from blossom_jax.data.prepare import from_table
 from blossom_jax.errors import UserError
 
 NAMED = Columns("u", "i", "t")

@@ -41,7 +41,7 @@ def test_prepared_copy_is_reused_by_content_and_filters(log_file, cache, monkeyp
     other = load_dataset("small", cache_dir=cache, repeats="latest")
     assert other.directory != first.directory
     with monkeypatch.context() as patch:
-        patch.setattr("blossom_jax.data.interactions.prepare", None)
+        patch.setattr("blossom_jax.data.load.prepare", None)
         again = load_dataset("small", cache_dir=cache)
     assert (again.directory, again.content_hash) == (first.directory, first.content_hash)
     log_file.write_text("u a 1\nu b 2\nu c 3\n")

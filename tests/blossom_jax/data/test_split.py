@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from blossom_jax.data.interactions import from_table
+from blossom_jax.data.prepare import from_table
 from blossom_jax.data.split import global_time, leave_one_out, repeated_targets
 from blossom_jax.errors import UserError
 
