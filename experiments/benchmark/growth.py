@@ -133,19 +133,12 @@ def compare(
       report: Where measurements are added.
       cpu_time: As in `measure.medians`.
     """
-    failed: dict[str, str] = {}
-    programs: dict[str, Program] = {}
-    for name, prepare in chosen.items():
-        try:
-            programs[name] = prepare(sizes)
-        except Exception as error:  # the others go on
-            failed[name] = measure.reason(error)
-    held = {name: memory.program_bytes(each.compiled) for name, each in programs.items()}
-    failed |= _too_large(held)
-    calls = {name: each.call for name, each in programs.items() if name not in failed}
+    programs, plans, failed = _prepare(chosen, sizes)
+    held = {name: memory.program_bytes(plan) for name, plan in plans.items()}
+    calls = {name: program.call for name, program in programs.items()}
     seconds = measure.medians(calls, rounds, failed, cpu_time=cpu_time)
     for name in chosen:
-        found = programs.get(name)
+        plan = plans.get(name)
         report.add(
             **{kind: name},
             **dataclasses.asdict(sizes),
@@ -153,19 +146,39 @@ def compare(
             seconds=seconds.get(name),
             speedup=measure.times_of_others(name, seconds, chosen),
             program_bytes=held.get(name),
-            temporary_bytes=found and found.compiled.memory_analysis().temp_size_in_bytes,
+            temporary_bytes=plan and plan.memory_analysis().temp_size_in_bytes,
             memory_ratio=measure.times_of_others(name, held, chosen),
             logits_bytes=sizes.tokens * sizes.items * jnp.dtype(sizes.dtype).itemsize,
             error=failed.get(name),
         )
 
 
-def _too_large(held: Mapping[str, int]) -> dict[str, str]:
+def _prepare(
+    chosen: Mapping[str, Contender], sizes: Sizes
+) -> tuple[dict[str, Program], dict[str, jax.stages.Compiled], dict[str, str]]:
+    """Prepares contenders in turn; what would not fit beside those before is let go.
+
+    Returns:
+      Those that can run, what XLA compiled for all that it could, and why others cannot run.
+    """
+    programs, plans, failed, kept = {}, {}, {}, 0
     limit = memory.available_bytes(jax.local_devices())
     if jax.default_backend() == "cpu":
         limit //= 2  # a host that runs out kills the process; a GPU says so
-    text = "too large: needs {:,} bytes, the limit is {:,}"
-    return {name: text.format(size, limit) for name, size in held.items() if size > limit}
+    for name, prepare in chosen.items():
+        try:
+            program = prepare(sizes)
+        except Exception as error:  # the others go on
+            failed[name] = measure.reason(error)
+            continue
+        plans[name] = program.compiled
+        needed = memory.program_bytes(program.compiled)
+        if kept + needed > limit:
+            beside = f" beside {kept:,} of the others" if kept else ""
+            failed[name] = f"too large: needs {needed:,} bytes{beside}, the limit is {limit:,}"
+        else:
+            programs[name], kept = program, kept + needed
+    return programs, plans, failed
 
 
 def print_table(kind: str, records: list[dict]) -> None:
@@ -218,7 +231,8 @@ def draw(kind: str, records: list[dict], title: str, path: str) -> None:
                 plot.Panel(*against, "seconds", 1e-3, "Time, ms"),
                 plot.Panel(*against, "temporary_bytes", 2**20, "Temporary memory, MiB"),
             ]
-    about = f"{first['rows']} rows, hidden size {first['hidden_size']}, {first['dtype']}"
+    rows = f"{first['rows']} row" + ("s" if first["rows"] > 1 else "")
+    about = f"{rows}, hidden size {first['hidden_size']}, {first['dtype']}"
     is_ours = {record[kind]: record[kind] != PLAIN for record in records}
     plot.draw_panels(panels, kind, is_ours, _label, f"{title}: {about}", path)
 

@@ -151,6 +151,8 @@ def _label(name: str) -> str:
 
 
 def _short(size: int) -> str:
+    if size % 10**6 == 0:
+        return f"{size // 10**6}M"
     if size % 1000 == 0:
         return f"{size:,}"
     return f"{size // 1024}k" if size % 1024 == 0 else str(size)

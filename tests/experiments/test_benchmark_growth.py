@@ -53,6 +53,15 @@ def test_what_is_too_large_is_not_begun(monkeypatch):
     assert report.records[0]["seconds"] is None and report.records[0]["program_bytes"] > 1000
 
 
+def test_contenders_must_fit_together(monkeypatch):
+    needed = growth.memory.program_bytes(_program(SIZES).compiled)
+    monkeypatch.setattr(growth.memory, "available_bytes", lambda devices: 2 * (2 * needed + 1))
+    report = measure.Report("loss")
+    growth.compare("loss", dict.fromkeys(("plain", "b", "c"), _program), SIZES, 1, report)
+    assert [bool(record["seconds"]) for record in report.records] == [True, True, False]
+    assert f"{needed:,} bytes beside {2 * needed:,} of the others" in report.records[2]["error"]
+
+
 def test_plain_and_chunked_cross_entropy_are_one_number():
     found = [loss.contender(name)(SIZES) for name in ("plain", "cross_entropy")]
     for a, b in zip(*(jax.tree.leaves(each.call()) for each in found), strict=True):
