@@ -12,6 +12,7 @@ from blossom_jax.errors import UserError
 
 MICROSECONDS = 1_000_000  # of a second
 _BATCH_EVENTS = 2**18
+_MOST_UNMERGED = 2**20  # ids of batches that are counted, but not yet together
 
 
 class CodedEvents(NamedTuple):
@@ -66,20 +67,27 @@ def code_events(
 
 
 def _distinct(table: pl.LazyFrame, column: str, newest_first: bool) -> pl.DataFrame:
-    """Returns columns id and events, in order of first appearance."""
-    row = pl.col("row")
-    found = (
-        table.select(id=pl.col(column).cast(pl.String))
-        .with_row_index("row")
-        .group_by("id")
-        .agg(-row.max().cast(pl.Int64) if newest_first else row.min(), events=pl.len())
-        .sort("row")
-        .select("id", "events")
-        .collect(engine="streaming")
-    )
+    """Returns columns id and events, in order of first appearance.
+
+    Batches are counted one by one, since the streaming engine holds all rows of a `group_by` whose
+    groups are many.
+    """
+    row = pl.col("row").cast(pl.Int64)
+    ids = table.select(id=pl.col(column).cast(pl.String)).with_row_index("row")
+    counted: list[pl.DataFrame] = []
+    for batch in ids.collect_batches(chunk_size=_BATCH_EVENTS, engine="streaming"):
+        first = -row.max() if newest_first else row.min()
+        counted.append(batch.group_by("id").agg(first=first, events=pl.len()))
+        if sum(map(len, counted[1:])) > max(_MOST_UNMERGED, len(counted[0])):
+            counted = [_merge(counted)]
+    found = _merge(counted).sort("first").select("id", "events")
     if found["id"].str.contains("\n", literal=True).any():
         raise UserError("an id holds a line break; ids must be one line each")
     return found
+
+
+def _merge(counted: list[pl.DataFrame]) -> pl.DataFrame:
+    return pl.concat(counted).group_by("id").agg(pl.col("first").min(), pl.col("events").sum())
 
 
 def _code(column: str, ids: pl.DataFrame) -> pl.Expr:

@@ -145,6 +145,7 @@ def test_log_in_many_parts_on_disk_is_the_log_in_one(monkeypatch, tmp_path, repe
     whole = from_table(table, **options)
     monkeypatch.setattr(event_parts, "PART_EVENTS", 50)
     monkeypatch.setattr(coding, "_BATCH_EVENTS", 7)
+    monkeypatch.setattr(coding, "_MOST_UNMERGED", 5)
     table.write_parquet(tmp_path / "log.parquet")
     scanned = pl.scan_parquet(tmp_path / "log.parquet")
     in_parts = prepare(scanned, tmp_path / "log", **options)
