@@ -14,6 +14,7 @@ from blossom_jax.losses.cross_entropy import full_cross_entropy
 FULL = "cross_entropy"
 SAMPLED = ("sampled_softmax", "gbce", "bce", "bpr")
 NEGATIVES = ("uniform", "popularity")
+_CHUNK = 1024  # tokens
 
 
 class Negatives(NamedTuple):
@@ -52,7 +53,8 @@ class LossConfig:
     Attributes:
       loss: "cross_entropy" over the whole catalogue; or by sampled negatives "sampled_softmax",
         "gbce", "bce" or "bpr", see `sampled`.
-      loss_chunk: Tokens whose logits exist at once, at most.
+      loss_chunk: Tokens whose logits exist at once, at most. 0 = 1,024; on an accelerator, over the
+        whole catalogue, as many as `full_cross_entropy` allows: each chunk asks the host there.
       label_smoothing: See `full_cross_entropy`; of "cross_entropy" alone.
       num_negatives: K, samples of a token.
       negatives: "uniform", all items alike, or "popularity", as often as they occur in training.
@@ -64,7 +66,7 @@ class LossConfig:
     """
 
     loss: str = FULL
-    loss_chunk: int = 1024
+    loss_chunk: int = 0
     label_smoothing: float = 0.0
     num_negatives: int = 256
     negatives: str = "uniform"
@@ -74,9 +76,9 @@ class LossConfig:
     def __post_init__(self):
         _check_name("loss", self.loss, (FULL, *SAMPLED))
         _check_name("negatives", self.negatives, NEGATIVES)
-        for name in ("loss_chunk", "num_negatives"):
+        for name, least in (("loss_chunk", 0), ("num_negatives", 1)):
             value = getattr(self, name)
-            _check(value >= 1, f"train.{name} must be at least 1, got {value}")
+            _check(value >= least, f"train.{name} must be at least {least}, got {value}")
         smoothing, t = self.label_smoothing, self.gbce_t
         _check(0 <= smoothing < 1, f"train.label_smoothing must lie in [0, 1), got {smoothing}")
         _check(0 <= t <= 1, f"train.gbce_t must lie in [0, 1], got {t}")
@@ -135,10 +137,15 @@ def _full(hidden, table, targets, drawn, *, config, num_items, mesh):
         table,
         targets,
         num_items=num_items,
-        chunk=config.loss_chunk,
+        chunk=config.loss_chunk or _chunk(mesh, len(targets)),
         label_smoothing=config.label_smoothing,
         mesh=mesh,
     )
+
+
+def _chunk(mesh: jax.sharding.Mesh | None, num_tokens: int) -> int:
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return _CHUNK if platform == "cpu" else num_tokens
 
 
 def _draw(key, num_tokens, cumulative_counts=None, *, config, num_items):
@@ -154,7 +161,7 @@ def _sampled(hidden, table, targets, drawn, *, config, num_items, mesh):
         targets,
         *drawn,
         formula=_formula(config, num_items),
-        chunk=config.loss_chunk,
+        chunk=config.loss_chunk or _CHUNK,
         mesh=mesh,
     )
 

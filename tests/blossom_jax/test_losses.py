@@ -83,6 +83,20 @@ def test_chunks_shrink_as_the_catalogue_grows():
     assert [at_once(10**n) for n in (4, 5, 6, 7)] == [13376, 1280, 128, 64]
 
 
+@pytest.mark.parametrize(
+    ("backend", "chunk", "at_once"), [("cpu", 0, 4), ("gpu", 0, 48), ("gpu", 8, 8)]
+)
+def test_the_chunk_suits_the_device(monkeypatch, backend, chunk, at_once):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(losses.objective, "_CHUNK", 4)
+    loss = losses.make_loss(losses.LossConfig(loss_chunk=chunk), num_items=NUM_ITEMS)
+    hidden, table, targets = inputs()
+    total = jax.make_jaxpr(lambda *arrays: loss(*arrays, None)[0])
+    program = str(total(hidden, table, targets))
+    assert f"f32[{at_once},{ROWS}]" in program
+    assert f"f32[{TOKENS},{ROWS}]" not in program or at_once == TOKENS
+
+
 @pytest.mark.parametrize("mesh", [(1, 1), (8, 1), (4, 2), (2, 4), (1, 8)])
 def test_every_mesh_agrees(mesh):
     hidden, table, targets = inputs()

@@ -290,7 +290,7 @@ LAZY = {"train__item_optimizer": "lazy"}
         ({"eval__num_negatives": 0}, "eval.num_negatives"),
         ({"eval__batch_users": 12}, "eval.batch_users=12"),
         ({"eval__batch_users": 8 * 10**9}, r"evaluation needs [\d,]{13,} bytes.*eval.batch_users"),
-        ({"train__loss_chunk": 0}, "train.loss_chunk"),
+        ({"train__loss_chunk": -1}, "train.loss_chunk must be at least 0"),
         ({"train__loss": "hinge"}, "train.loss must be one of"),
         (
             {"train__loss": "gbce", "train__num_negatives": 10**6},
