@@ -48,7 +48,8 @@ def _d_scores(queries: Queries, slot, keys, chosen: Chosen, sizes: SelectionSize
         read(x, queries.row, queries.real)[:, None]
         for x in (chosen.highest, chosen.inverse_total, chosen.mean)
     )
-    probability = jnp.exp(scores(queries, slot, keys, interpret) - highest) * inverse_total
+    (found,) = scores(queries, [(slot, keys)], interpret)
+    probability = jnp.exp(found - highest) * inverse_total
     d_probability = jnp.zeros(probability.shape, jnp.float32)
     for n in range(sizes.num_selected):
         at = queries.row * sizes.num_selected + n
