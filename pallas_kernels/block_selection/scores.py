@@ -28,6 +28,8 @@ class SelectionSizes:
       block_size: S.
       num_selected: N.
       tiles: how the work is cut up.
+      members: query heads whose mean is to be taken; None where it was taken before, and scaled.
+      scale: of the mean that is to be taken.
     """
 
     length: int
@@ -36,6 +38,8 @@ class SelectionSizes:
     block_size: int
     num_selected: int
     tiles: SelectionTiles
+    members: int | None = None
+    scale: float = 1.0
 
     @property
     def launch(self) -> dict[str, int]:
@@ -74,13 +78,13 @@ class Inputs(NamedTuple):
     """Arrays of the kernels.
 
     Attributes:
-      mean_query: f32[B * L * G, D], scaled.
+      queries: f32[B * L * G, D], the mean of each group, scaled; or all, [B * L * H, D].
       summary_keys: [B * slots * G, D].
       first: int32[B * L], first candidate slot of each token.
       number: int32[B * L], how many candidates follow it.
     """
 
-    mean_query: Any
+    queries: Any
     summary_keys: Any
     first: Any
     number: Any
@@ -116,12 +120,23 @@ def read_queries(x: Inputs, first, b, g, sizes: SelectionSizes) -> Queries:
     at = b * sizes.length + token
     row = at * sizes.kv_heads + g
     first_slot, number = (read(ref, at, real, other=0) for ref in (x.first, x.number))
-    rest = read(x.mean_query, row, real, columns=x.mean_query.shape[1])
+    rest = _mean_query(x.queries, row, real & (number > 0), sizes)
     pieces, dtype = [], x.summary_keys.dtype
     for _ in range(1 if dtype == jnp.float32 else 3):
         pieces.append(rest.astype(dtype))
         rest -= pieces[-1].astype(jnp.float32)
     return Queries(row, real, first_slot, number, tuple(pieces))
+
+
+def _mean_query(ref, row, real, sizes: SelectionSizes):
+    """Reads the mean of a group's query heads, scaled: f32[queries, D]."""
+    if sizes.members is None:
+        return read(ref, row, real, columns=ref.shape[1])
+    total = jnp.zeros((row.size, ref.shape[1]), jnp.float32)
+    for member in range(sizes.members):
+        query = read(ref, row * sizes.members + member, real, columns=ref.shape[1])
+        total += query.astype(jnp.float32)
+    return total * (1 / sizes.members) * sizes.scale
 
 
 def read_keys(x: Inputs, first, b, g, sizes: SelectionSizes):

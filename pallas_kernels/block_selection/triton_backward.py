@@ -102,7 +102,7 @@ def selection_queries(x: Inputs, chosen: Chosen, sizes: SelectionSizes, batch, i
     return launch(
         selection_queries_kernel,
         (x, chosen),
-        jax.ShapeDtypeStruct(x.mean_query.shape, jnp.float32),
+        jax.ShapeDtypeStruct(x.queries.shape, jnp.float32),
         name="selection_queries",
         programs=batch * sizes.kv_heads * pl.cdiv(sizes.length, sizes.tiles.queries),
         interpret=interpret,

@@ -167,7 +167,7 @@ def selection_forward(
       A dict: "slots" int32[B * L * G * N], and where asked for "probability" f32 likewise, and
       "highest" and "inverse_total" f32[B * L * G]: P = exp(score - highest) * inverse_total.
     """
-    rows = x.mean_query.shape[0]
+    rows = x.queries.shape[0] // (sizes.members or 1)
     chosen = rows * sizes.num_selected
     outputs = {"slots": jax.ShapeDtypeStruct((chosen,), jnp.int32)}
     if with_probability:

@@ -56,9 +56,10 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
 
     def read_queries(rows):
         _, query_row, real = rows
-        q, d_out = (read(ref, query_row, real, columns=columns) for ref in (x.q, x.d_out))
         log_total = read(x.totals.log_total, query_row, real, other=NOTHING)
-        return q, d_out, log_total, read_mean(x.totals, query_row, real)
+        mean = read_mean(x.totals, query_row, real)
+        q, d_out = (read(ref, query_row, real, columns=columns) for ref in (x.q, x.d_out))
+        return q, d_out, log_total, mean
 
     def tile(n, carry):
         rows, d_k, d_v = carry
