@@ -43,4 +43,4 @@ class BlockTiles:
         wide = max(keys, head_size) * (1 if narrow else 2)
         rows = 32 if wide <= 64 else 16  # what shared memory has room for
         elements = max(rows, keys) * max(keys, head_size)
-        return cls(rows, warps_for(elements, 32 if narrow else 16, least=1))
+        return cls(rows, warps_for(elements, 32 if narrow else 8, least=1))
