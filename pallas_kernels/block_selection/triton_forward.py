@@ -86,7 +86,8 @@ def selection_forward_kernel(
     def by_columns():
         pairs = begin // 2, pl.cdiv(end, 2)
         found = over_columns(lambda n: score(2 * n, 2 * n + 1), *pairs, sizes)
-        _write_slots(out, queries, found.slots, [v > NO_SCORE for v in found.values], sizes)
+        for n, (slot, value) in enumerate(zip(found.slots, found.values, strict=True)):
+            _write(out["slots"], queries, n, jnp.where(value > NO_SCORE, slot, -1), sizes)
         clear = found.clear & _surely_probable(found.values, queries, sizes.rounding)
         return jnp.where(clear, 1, 0).min()
 
@@ -118,24 +119,22 @@ def _select_sorted(
     total = jnp.exp(NOTHING_LOGIT - highest)
     total = jax.lax.fori_loop(begin, second_end, add, total)
     inverse_total = 1.0 / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
-    probabilities = [jnp.exp(value - highest) * inverse_total for value in values]
-    keep = [probability > LEAST_PROBABILITY for probability in probabilities]
-    if not with_probability:
-        keep = [sure | some for some in keep]
-    keep = [(value > MASKED) & some for value, some in zip(values, keep, strict=True)]
-    _write_slots(out, queries, slots, keep, sizes)
+    for n in range(sizes.num_selected):
+        probability = jnp.exp(values[n] - highest) * inverse_total
+        keep = (values[n] > MASKED) & (probability > LEAST_PROBABILITY)
+        if not with_probability:
+            keep = (values[n] > MASKED) & (sure | keep)
+        _write(out["slots"], queries, n, jnp.where(keep, slots[n], -1), sizes)
+        if with_probability:
+            _write(out["probability"], queries, n, jnp.where(keep, probability, 0.0), sizes)
     if with_probability:
-        for n, probability in enumerate(probabilities):
-            at = queries.row * sizes.num_selected + n
-            write(out["probability"], at, queries.real, jnp.where(keep[n], probability, 0.0))
         write(out["highest"], queries.row, queries.real, highest)
         write(out["inverse_total"], queries.row, queries.real, inverse_total)
 
 
-def _write_slots(out, queries: Queries, slots, keep, sizes: SelectionSizes) -> None:
-    for n, (slot, kept) in enumerate(zip(slots, keep, strict=True)):
-        at = queries.row * sizes.num_selected + n
-        write(out["slots"], at, queries.real, jnp.where(kept, slot, -1))
+def _write(ref, queries: Queries, n: int, value, sizes: SelectionSizes) -> None:
+    """Writes what belongs to the n-th choice of each query."""
+    write(ref, queries.row * sizes.num_selected + n, queries.real, value)
 
 
 def _surely_probable(values, queries: Queries, rounding: float = 0.0):
