@@ -89,6 +89,20 @@ def own_slot(positions: Int[Array, "*B L"], *, block_size: int) -> Int[Array, "*
     return (index - jnp.maximum(positions, 0) % block_size) // block_size
 
 
+def slot_offset(positions: Int[Array, "B L"], *, block_size: int) -> Int[Array, "B slots"]:
+    """Finds where in each slot its block begins: at token `slot * block_size + offset`.
+
+    0 for slots without a complete block.
+    """
+    length = positions.shape[-1]
+    missing = -length % block_size
+    padded = jnp.pad(positions, ((0, 0), (0, missing + block_size - 1)), constant_values=-1)
+    first, last = padded[:, : length + missing], padded[:, block_size - 1 :]
+    whole = (first >= 0) & (first % block_size == 0) & (last == first + block_size - 1)
+    place = jnp.arange(block_size, dtype=jnp.int32)
+    return jnp.where(whole.reshape(*whole.shape[:1], -1, block_size), place, 0).max(-1)
+
+
 def validate_positions(positions, max_history: int | None = None) -> None:
     """Checks on the host that positions count up by one inside every sequence.
 

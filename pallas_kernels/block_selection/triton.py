@@ -1,5 +1,6 @@
 """Block selection by Triton kernels: `triton_forward` and `triton_backward` made one op."""
 
+import dataclasses
 import functools
 
 import jax
@@ -32,8 +33,6 @@ def block_selection(
     del causal, mask_own_block  # its kernels are causal, where the own block is no candidate
     b, length, h, d = q.shape
     slots, g = summary_keys.shape[1:3]
-    q = jnp.where((positions >= 0)[..., None, None], q, jnp.zeros((), q.dtype))
-    mean_query = at_least_f32(q).reshape(b, length, g, h // g, d).mean(3) * d**-0.5
     row = blocks(positions, block_size=block_size, causal=True)
     sizes = SelectionSizes(
         length=length,
@@ -49,16 +48,19 @@ def block_selection(
     )
     candidates = row.first_slot, row.num_candidates
     if with_probability:
+        q = jnp.where((positions >= 0)[..., None, None], q, jnp.zeros((), q.dtype))
+        mean_query = at_least_f32(q).reshape(b, length, g, h // g, d).sum(3) * (g / h) * d**-0.5
         return _select(mean_query, summary_keys, candidates, sizes, interpret)
-    x = _inputs(mean_query, summary_keys, candidates)
+    sizes = dataclasses.replace(sizes, members=h // g, scale=d**-0.5)
+    x = _inputs(q, summary_keys, candidates)
     found = selection_forward(x, sizes, b, with_probability=False, interpret=interpret)
     return found["slots"].reshape(b, length, g, num_selected), None
 
 
-def _inputs(mean_query, summary_keys, candidates) -> Inputs:
+def _inputs(queries, summary_keys, candidates) -> Inputs:
     first, number = candidates
     keys = to_matrix(pad_head(summary_keys))
-    return Inputs(to_matrix(pad_head(mean_query)), keys, first.reshape(-1), number.reshape(-1))
+    return Inputs(to_matrix(pad_head(queries)), keys, first.reshape(-1), number.reshape(-1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -48,7 +48,8 @@ def _d_scores(queries: Queries, slot, keys, chosen: Chosen, sizes: SelectionSize
         read(x, queries.row, queries.real)[:, None]
         for x in (chosen.highest, chosen.inverse_total, chosen.mean)
     )
-    probability = jnp.exp(scores(queries, slot, keys, interpret) - highest) * inverse_total
+    (found,) = scores(queries, [(slot, keys)], interpret)
+    probability = jnp.exp(found - highest) * inverse_total
     d_probability = jnp.zeros(probability.shape, jnp.float32)
     for n in range(sizes.num_selected):
         at = queries.row * sizes.num_selected + n
@@ -101,7 +102,7 @@ def selection_queries(x: Inputs, chosen: Chosen, sizes: SelectionSizes, batch, i
     return launch(
         selection_queries_kernel,
         (x, chosen),
-        jax.ShapeDtypeStruct(x.mean_query.shape, jnp.float32),
+        jax.ShapeDtypeStruct(x.queries.shape, jnp.float32),
         name="selection_queries",
         programs=batch * sizes.kv_heads * pl.cdiv(sizes.length, sizes.tiles.queries),
         interpret=interpret,

@@ -71,11 +71,9 @@ def block_rows(lists, block, sizes: BlockSizes):
     heads = sizes.heads
     begin, end = lists.begins[block], lists.begins[block + 1]
     g, b = (block // sizes.slots) % heads.kv_heads, block // (sizes.slots * heads.kv_heads)
-    some = begin + jnp.zeros((1,), jnp.int32), jnp.broadcast_to(begin < end, (1,))
-    pair = read(lists.pairs, *some, other=0)
-    offset = read(lists.offset, pair // (heads.kv_heads * sizes.num_selected), some[1], other=0)
+    slot = block % sizes.slots
     n = jnp.arange(sizes.keys, dtype=jnp.int32)
-    token = (block % sizes.slots) * sizes.block_size + offset + n
+    token = slot * sizes.block_size + lists.offset[b * sizes.slots + slot] + n
     real = (n < sizes.block_size) & (token < heads.length) & (begin < end)
     return (b * heads.length + token) * heads.kv_heads + g, real, begin, end
 

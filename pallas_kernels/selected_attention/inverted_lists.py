@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from pallas_kernels.positions import sequence_start
+from pallas_kernels.positions import slot_offset
 
 
 class InvertedLists(NamedTuple):
@@ -19,12 +19,12 @@ class InvertedLists(NamedTuple):
     Attributes:
       pairs: pairs sorted by block, within a block by query; those without a block at the end.
       begins: the pairs of block n are pairs[begins[n] : begins[n + 1]].
-      offset: slot w of a token's sequence begins at token w * S + offset; by token.
+      offset: the block in slot w begins at token w * S + offset; by slot, for all heads.
     """
 
     pairs: Int[Array, "pairs"]
     begins: Int[Array, "blocks+1"]
-    offset: Int[Array, "B*L"]
+    offset: Int[Array, "B*slots"]
 
 
 def invert(
@@ -42,5 +42,5 @@ def invert(
     begins = jnp.searchsorted(
         block, jnp.arange(blocks + 1, dtype=jnp.int32), method="scan_unrolled"
     ).astype(jnp.int32)
-    offset = sequence_start(positions) % block_size
+    offset = slot_offset(positions, block_size=block_size)
     return InvertedLists(pair, begins, offset.reshape(-1))

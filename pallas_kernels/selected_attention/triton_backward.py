@@ -51,16 +51,24 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
     key_row, key_real, begin, end = block_rows(x.lists, block, sizes)
     keys, values = (read(ref, key_row, key_real, columns=columns) for ref in (x.k, x.v))
 
-    def tile(n, carry):
-        (part_row, query_row, real), d_k, d_v = carry
-        following = pair_rows(x.lists, begin + (n + 1) * sizes.pairs, end, sizes)
+    def find(n):
+        return pair_rows(x.lists, begin + n * sizes.pairs, end, sizes)
+
+    def read_queries(rows):
+        _, query_row, real = rows
         log_total = read(x.totals.log_total, query_row, real, other=NOTHING)
         mean = read_mean(x.totals, query_row, real)
-        q, d_out = [read(ref, query_row, real, columns=columns) for ref in (x.q, x.d_out)]
-        if q.dtype == jnp.bfloat16:  # f32 has neither the registers nor the shared memory
-            q, d_out, log_total, mean = (
-                hold(found, block) for found in (q, d_out, log_total, mean)
-            )
+        q, d_out = (read(ref, query_row, real, columns=columns) for ref in (x.q, x.d_out))
+        return q, d_out, log_total, mean
+
+    def tile(n, carry):
+        rows, d_k, d_v = carry
+        part_row, _, real = rows
+        following = find(n + 1)
+        queries = read_queries(rows)
+        if x.q.dtype == jnp.bfloat16:  # f32 has neither the registers nor the shared memory
+            queries = tuple(hold(found, block) for found in queries)
+        q, d_out, log_total, mean = queries
         scores = dot(q, keys, interpret, transpose_b=True)
         weights = exp2(fma(scores, scale, -log_total[:, None], interpret), interpret)
         if sizes.keys > sizes.block_size:
@@ -76,8 +84,7 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
 
     d_k = d_v = jnp.zeros((sizes.keys, columns), jnp.float32)
     tiles = pl.cdiv(end - begin, sizes.pairs)
-    rows = pair_rows(x.lists, begin, end, sizes)
-    _, d_k, d_v = jax.lax.fori_loop(0, tiles, tile, (rows, d_k, d_v))
+    _, d_k, d_v = jax.lax.fori_loop(0, tiles, tile, (find(0), d_k, d_v))
     n = jnp.arange(sizes.keys, dtype=jnp.int32)
     row, real = block * sizes.block_size + n, n < sizes.block_size
     write(out.k, row, real, d_k * sizes.scale)
