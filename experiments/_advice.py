@@ -8,7 +8,7 @@ from experiments._data_card import align
 
 _ENOUGH = 95  # percent of the histories asked for that must fit
 _SEES_ALL = 80  # (N + 1) S at the released sizes: up to this length nothing is left out
-_FASTER_FROM = 4096  # on an H100, than dense attention with whatever heads suit it best
+_FASTER_FROM = 4096  # on an H200, than dense attention with whatever heads suit it best
 _TURNS_SLOWLY_FROM = 2048  # farther back, a base of 10,000 lost what 1e6 found
 _LENGTH_STEP, _LONGEST = 50, 16_384  # as published lengths are; the longest that was timed
 
@@ -63,12 +63,12 @@ def _attention(wanted: float) -> tuple[str, str]:
     if wanted < _FASTER_FROM:
         return "dense", (
             f"use dense. Below {_FASTER_FROM:,} events dense attention with few wide heads was the "
-            "faster one on an H100, and on MovieLens-1M and Gowalla-1000 at 200 events the two "
+            "faster one on an H200, and on MovieLens-1M and Gowalla-1000 at 200 events the two "
             "could not be told apart. With heads of 16, as released, Blossom was the faster one "
             "from 512 events on: configs/sweeps/twins.py compares them on a log"
         )
     return "blossom", (
         f"use Blossom, for its cost: from {_FASTER_FROM:,} events on it was the faster one on an "
-        "H100. Whether it is as accurate on real histories of that length is not measured yet: "
+        "H200. Whether it is as accurate on real histories of that length is not measured yet: "
         "configs/sweeps/lengths.py compares it with dense attention"
     )

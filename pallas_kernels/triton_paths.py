@@ -72,9 +72,8 @@ class Paths:
 
     def blocks(self, kernel: str, q, k, slots) -> BlockSizes:
         """Sizes of a kernel of selected blocks."""
-        tiles = BlockTiles.heuristics(
-            padded_head(self.block_size), padded_head(q.shape[-1]), q.dtype
-        )
+        choose = BlockTiles.forward if kernel == "blocks_forward" else BlockTiles.backward
+        tiles = choose(padded_head(self.block_size), padded_head(q.shape[-1]), q.dtype)
         tiles = tuned.choose(kernel, shape(q, k, self.block_size), tiles)
         scale = q.shape[-1] ** -0.5
         return BlockSizes(heads(q, k), self.block_size, slots.shape[-1], scale, tiles)

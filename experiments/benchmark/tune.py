@@ -72,9 +72,9 @@ _KERNELS: dict[str, tuple[Callable[[], list], Callable[..., Any]]] = {
         _selection,
         lambda _, *shape: SelectionTiles.heuristics(*shape),
     ),
-    "blocks_forward": (_blocks, BlockTiles.heuristics),
+    "blocks_forward": (_blocks, BlockTiles.forward),
     "near_forward": (_near_queries, lambda _, *shape: NearTiles.by_queries(*shape)),
-    "blocks_backward": (_blocks, BlockTiles.heuristics),
+    "blocks_backward": (_blocks, BlockTiles.backward),
     "near_queries": (_near_queries, lambda _, *shape: NearTiles.by_queries(*shape)),
     "near_keys": (_near_keys, lambda _, *shape: NearTiles.by_keys(*shape)),
 }

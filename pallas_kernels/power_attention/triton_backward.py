@@ -41,7 +41,6 @@ class Inputs(NamedTuple):
       totals: `PathTotals` by path.
       parts: gradients of the selected blocks to add. For queries [pairs * R, D], with the slots;
         for keys and values [B * G * slots * S, D] by slot. None where there are none.
-      reached: int32[B * L], for the keys: see `near_keys`; None where it is not needed.
     """
 
     q: Any
@@ -51,7 +50,6 @@ class Inputs(NamedTuple):
     positions: Any
     totals: dict[str, PathTotals]
     parts: Any
-    reached: Any = None
 
 
 class Queries(NamedTuple):

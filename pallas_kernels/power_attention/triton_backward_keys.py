@@ -1,27 +1,13 @@
 """Kernel of the gradients of keys and values, from queries near them: see triton_backward.py."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Int
 
 from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.power_attention.near import NearSizes, shift
 from pallas_kernels.power_attention.triton_backward import Inputs, Queries, read_queries
-from pallas_kernels.triton_tools import (
-    Tile,
-    dot,
-    exp2,
-    fma,
-    hold,
-    launch,
-    read,
-    read_tile,
-    widen,
-    write,
-)
+from pallas_kernels.triton_tools import Tile, dot, exp2, fma, launch, read, read_tile, write
 
 
 def _band_bias(position, distance, sizes: NearSizes):
@@ -60,9 +46,10 @@ def _band(queries: Queries, keys, values, bias, sizes: NearSizes, interpret: boo
     return weights, d_logits
 
 
-def _single(q, d_out, totals, key, value, sizes: NearSizes, interpret: bool):
+def _single(queries: Queries, key, value, sizes: NearSizes, interpret: bool):
     """Weight and gradient of the logit of one key for each query, [rows, 1] each."""
-    scale = jnp.float32(sizes.log2_scale)
+    totals, scale = queries.totals["short"], jnp.float32(sizes.log2_scale)
+    q, d_out = queries.q.astype(jnp.float32), queries.d_out.astype(jnp.float32)
     logit = fma((q * key).sum(1), scale, -totals.log_total, interpret)
     weight = exp2(logit, interpret)
     d_logit = weight * ((d_out * value).sum(1) - totals.mean)
@@ -70,33 +57,23 @@ def _single(q, d_out, totals, key, value, sizes: NearSizes, interpret: bool):
 
 
 def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
-    """Finds the gradients of `sizes.tokens` tokens' key and value of one key/value head.
-
-    `x.reached` has the shifts by which a query attends a token: see `reached`.
-    """
+    """Finds the gradients of `sizes.tokens` tokens' key and value of one key/value head."""
     heads, columns = sizes.heads, x.q.shape[1]
-    program = pl.program_id(0)
-    place = first, b, g = sizes.place(program)
+    first, b, g = sizes.place(pl.program_id(0))
     tile = read_tile(x.positions, first, sizes.tokens, b, g, heads.single)
     real = tile.position >= 0
-    # What is needed last is asked for first, so that it has come by then.
-    keys, values = (read(ref, tile.row, real, columns=columns) for ref in (x.k, x.v))
-    parts: tuple[Any, ...] = ()
-    if x.parts:
-        row, whole = _block_rows(x.positions, tile, b, g, sizes)
-        parts = tuple(read(part, row, whole, columns=columns) for part in x.parts)
     d_k = d_v = jnp.zeros((sizes.tokens, columns), jnp.float32)
     if "short" in sizes.paths and sizes.shifts:
-        d_k, d_v = _shifted_keys(x, place, sizes, interpret)
-    keys, values = hold(keys, program), hold(values, program)
+        d_k, d_v = _shifted_keys(x, first, b, g, sizes, interpret)
+    keys, values = (read(ref, tile.row, real, columns=columns) for ref in (x.k, x.v))
 
     def add_band(n, carry):
         d_k, d_v = carry
         step, part = jax.lax.div(n, sizes.parts), jax.lax.rem(n, sizes.parts)
         begin = first + step * sizes.tokens
         band = read_tile(x.positions, begin, sizes.tokens, b, g, heads, sizes.members, part)
-        queries = read_queries(x, band.row, band.position >= 0, sizes.paths)
         bias = _band_bias(band.position, band.token[:, None] - tile.token[None, :], sizes)
+        queries = read_queries(x, band.row, band.position >= 0, sizes.paths)
         weights, d_logits = _band(queries, keys, values, bias, sizes, interpret)
         dtype = queries.q.dtype
         d_k += dot(d_logits.astype(dtype), queries.q, interpret, transpose_a=True)
@@ -106,20 +83,20 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     steps = (1 + sizes.behind // sizes.tokens) * sizes.parts
     d_k, d_v = jax.lax.fori_loop(0, steps, add_band, (d_k, d_v))
     d_k *= sizes.scale
-    if parts:
-        d_k, d_v = (d + part.astype(jnp.float32) for d, part in zip((d_k, d_v), parts, strict=True))
+    if x.parts:
+        row, whole = _block_rows(x.positions, tile, b, g, sizes)
+        d_k += read(x.parts[0], row, whole, columns=columns).astype(jnp.float32)
+        d_v += read(x.parts[1], row, whole, columns=columns).astype(jnp.float32)
     write(out[0], tile.row, tile.inside, d_k)
     write(out[1], tile.row, tile.inside, d_v)
 
 
-def _shifted_keys(x: Inputs, place, sizes: NearSizes, interpret: bool):
+def _shifted_keys(x: Inputs, first, b, g, sizes: NearSizes, interpret: bool):
     """Adds up what the queries a power of two ahead give to a tile of keys and values."""
     heads, columns = sizes.heads, x.q.shape[1]
-    first, b, g = place
     here = read_tile(x.positions, first, sizes.tokens, b, g, heads, sizes.members)
-    reached = read(x.reached, b * heads.length + here.token, here.inside, other=0)
     key, value = (
-        widen(read(ref, here.key_row, here.position >= 0, columns=columns), interpret)
+        read(ref, here.key_row, here.position >= 0, columns=columns).astype(jnp.float32)
         for ref in (x.k, x.v)
     )
 
@@ -130,18 +107,18 @@ def _shifted_keys(x: Inputs, place, sizes: NearSizes, interpret: bool):
 
     def read_ahead(n):
         step, part = jax.lax.div(n, sizes.parts), jax.lax.rem(n, sizes.parts)
-        ahead = shift(step, sizes) * (heads.kv_heads * heads.group) + part * sizes.members
-        seen = (jax.lax.shift_right_logical(reached, step) & 1) != 0
-        return read_queries(x, here.row + ahead, seen, ["short"])
+        distance = shift(step, sizes)
+        begin = jnp.where(n < total, first + distance, heads.length)
+        ahead = read_tile(x.positions, begin, sizes.tokens, b, g, heads, sizes.members, part)
+        return ahead.row, ahead.position >= distance
 
     def add(n, carry):
         d_k, d_v = carry
-        for queries in [read_ahead(n * at_once + i) for i in range(at_once)]:
-            q, d_out = widen(queries.q, interpret), widen(queries.d_out, interpret)
-            short = queries.totals["short"]
-            weight, d_logit = _single(q, d_out, short, key, value, sizes, interpret)
-            d_k = fma(d_logit, q, d_k, interpret)
-            d_v = fma(weight, d_out, d_v, interpret)
+        rows = [read_ahead(n * at_once + i) for i in range(at_once)]
+        for queries in [read_queries(x, row, seen, ["short"]) for row, seen in rows]:
+            weight, d_logit = _single(queries, key, value, sizes, interpret)
+            d_k = fma(d_logit, queries.q.astype(jnp.float32), d_k, interpret)
+            d_v = fma(weight, queries.d_out.astype(jnp.float32), d_v, interpret)
         return d_k, d_v
 
     zero = jnp.zeros(key.shape, jnp.float32)
@@ -163,21 +140,8 @@ def _block_rows(positions, tile: Tile, b, g, sizes: NearSizes):
     return slot * size + offset, whole
 
 
-def reached(positions: Int[Array, "B L"], sizes: NearSizes) -> Int[Array, "B*L"]:
-    """Tells by which distances beyond the band queries attend each token, the n-th as bit n."""
-    length = positions.shape[1]
-    word = jnp.zeros_like(positions)
-    for n in range(sizes.shifts):
-        distance = sizes.first_shift << n
-        ahead = jnp.pad(positions[:, distance:], ((0, 0), (0, min(distance, length))))
-        word |= (ahead >= distance).astype(jnp.int32) << n
-    return word.reshape(-1)
-
-
 def near_keys(x: Inputs, sizes: NearSizes, batch: int, interpret: bool):
     """Launches `near_keys_kernel`; returns the gradients of k and v as [B * L * G, D]."""
-    if "short" in sizes.paths and sizes.shifts:
-        x = x._replace(reached=reached(x.positions.reshape(batch, -1), sizes))
     return launch(
         near_keys_kernel,
         x,

@@ -24,7 +24,6 @@ from pallas_kernels.triton_tools import (
     launch,
     read_tile,
     reciprocal,
-    widen,
     write,
 )
 
@@ -79,7 +78,7 @@ def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
 
     keys = read_step(0) if steps == 1 else None  # ahead of all other reads
     queries = read_queries(x, tile.row, tile.position >= 0, sizes.paths)
-    selected = _selected(x, tile, sizes, interpret) if x.parts else 0.0
+    selected = _selected(x, tile, sizes) if x.parts else 0.0
 
     def meet(step, keys):
         return [
@@ -134,13 +133,13 @@ def _add(some, more):
     return jax.tree.map(jnp.add, some, more)
 
 
-def _selected(x: Inputs, tile: Tile, sizes: NearSizes, interpret: bool):
+def _selected(x: Inputs, tile: Tile, sizes: NearSizes):
     """Adds up the gradients that the selected blocks give a tile of queries."""
     slots, parts = x.parts
 
     def some(n):
         (found,) = read_parts([(parts, 0.0)], tile, slots, n, sizes)
-        return widen(found, interpret).sum(0)
+        return found.astype(jnp.float32).sum(0)
 
     return jax.lax.fori_loop(1, sizes.part_steps, lambda n, total: total + some(n), some(0))
 

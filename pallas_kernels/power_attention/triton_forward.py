@@ -29,7 +29,6 @@ from pallas_kernels.triton_tools import (
     read_tile,
     reciprocal,
     to_matrix,
-    widen,
     write,
 )
 
@@ -94,7 +93,7 @@ class Softmax(NamedTuple):
         """Takes softmaxes that were finished: [parts, rows], and outputs [parts, rows, D]."""
         highest = jnp.maximum(log_totals.max(0), LEAST)
         weights = exp2(log_totals - highest[None, :], interpret)
-        weighted = (widen(out, interpret) * weights[:, :, None]).sum(0)
+        weighted = (out.astype(jnp.float32) * weights[:, :, None]).sum(0)
         return cls(highest, weights.sum(0), weighted)
 
     def add(self, other: "Softmax", interpret: bool):

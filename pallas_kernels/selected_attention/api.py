@@ -38,7 +38,8 @@ def selected_attention(
       q: queries, rotated; the logits are scaled by D**-0.5 here.
       k: keys, rotated; query head h reads key/value head h // (H/G).
       v: values.
-      slots: selected blocks of each query and key/value head, -1 for none, each at most once.
+      slots: selected blocks of each query and key/value head, -1 for none, each at most once and,
+        if causal, whole and before the query's own, as `block_selection` gives them.
       probability: their probability, used by "straight_through" alone.
       positions: int32, position of each token inside its own sequence, -1 at padding.
       block_size: S, tokens in a block.

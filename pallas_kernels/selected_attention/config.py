@@ -28,16 +28,25 @@ class BlockTiles:
             raise ValueError(f"rows={self.rows} must be a power of two from 16 to 1024")
 
     @classmethod
-    def heuristics(cls, keys: int, head_size: int, dtype: jax.typing.DTypeLike) -> "BlockTiles":
-        """Chooses tiles by shape, forward and backward.
-
-        Few rows: a warp then needs few registers, so that many wait for memory side by side, and
-        little of the last tile of a block's list is empty.
+    def forward(cls, keys: int, head_size: int, dtype: jax.typing.DTypeLike) -> "BlockTiles":
+        """Chooses tiles by shape for the forward kernel.
 
         Args:
           keys: of a block, padded.
           head_size: D, padded.
           dtype: of the arrays.
+        """
+        narrow = dtype == jnp.bfloat16
+        wide = max(keys, head_size) * (1 if narrow else 2)
+        rows = max(16, 128 * 32 // max(32, wide))  # what shared memory has room for
+        elements = max(rows, keys) * max(keys, head_size)
+        return cls(rows, warps_for(elements, 32 if narrow else 16, least=2), num_stages=2)
+
+    @classmethod
+    def backward(cls, keys: int, head_size: int, dtype: jax.typing.DTypeLike) -> "BlockTiles":
+        """Chooses tiles by shape for the backward kernel, likewise.
+
+        Few rows: a warp then needs few registers, so that many wait for memory side by side.
         """
         narrow = dtype == jnp.bfloat16
         wide = max(keys, head_size) * (1 if narrow else 2)

@@ -16,6 +16,8 @@ from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pai
 from pallas_kernels.selected_attention.inverted_lists import InvertedLists
 from pallas_kernels.triton_tools import NOTHING, dot, exp2, fma, hold, launch, read, write
 
+_MOST_AHEAD = 256  # bytes of a query read ahead: more exceeds registers and shared memory
+
 
 class Inputs(NamedTuple):
     """Arrays of the kernel: matrices as in the forward kernel, d_out like q."""
@@ -61,14 +63,17 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
         q, d_out = (read(ref, query_row, real, columns=columns) for ref in (x.q, x.d_out))
         return q, d_out, log_total, mean
 
+    ahead = columns * x.q.dtype.itemsize <= _MOST_AHEAD
+
     def tile(n, carry):
-        rows, d_k, d_v = carry
+        rows, queries, following, d_k, d_v = carry
         part_row, _, real = rows
-        following = find(n + 1)
-        queries = read_queries(rows)
-        if x.q.dtype == jnp.bfloat16:  # f32 has neither the registers nor the shared memory
-            queries = tuple(hold(found, block) for found in queries)
-        q, d_out, log_total, mean = queries
+        following_queries = read_queries(following) if ahead else None
+        after = find(n + 2)
+        found = queries if ahead else read_queries(rows)
+        if x.q.dtype == jnp.bfloat16:  # f32 has no registers to hold them in
+            found = tuple(hold(each, block) for each in found)
+        q, d_out, log_total, mean = found
         scores = dot(q, keys, interpret, transpose_b=True)
         weights = exp2(fma(scores, scale, -log_total[:, None], interpret), interpret)
         if sizes.keys > sizes.block_size:
@@ -80,11 +85,13 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
         write(out.q, part_row, real, dot(d_logits, keys, interpret) * sizes.scale)
         d_k += dot(d_logits, q, interpret, transpose_a=True)
         d_v += dot(weights.astype(q.dtype), d_out, interpret, transpose_a=True)
-        return following, d_k, d_v
+        return following, following_queries, after, d_k, d_v
 
     d_k = d_v = jnp.zeros((sizes.keys, columns), jnp.float32)
     tiles = pl.cdiv(end - begin, sizes.pairs)
-    _, d_k, d_v = jax.lax.fori_loop(0, tiles, tile, (find(0), d_k, d_v))
+    first = find(0)
+    carry = first, read_queries(first) if ahead else None, find(1), d_k, d_v
+    *_, d_k, d_v = jax.lax.fori_loop(0, tiles, tile, carry)
     n = jnp.arange(sizes.keys, dtype=jnp.int32)
     row, real = block * sizes.block_size + n, n < sizes.block_size
     write(out.k, row, real, d_k * sizes.scale)

@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pair_rows
 from pallas_kernels.selected_attention.inverted_lists import InvertedLists
-from pallas_kernels.triton_tools import dot, exp2, fma, hold, launch, log2, read, reciprocal, write
+from pallas_kernels.triton_tools import dot, exp2, fma, launch, log2, read, reciprocal, write
 
 
 class Inputs(NamedTuple):
@@ -29,22 +29,14 @@ class Inputs(NamedTuple):
 def blocks_forward_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool):
     """Attends one block from every query that selected it."""
     columns, scale = x.q.shape[1], jnp.float32(sizes.log2_scale)
-    block = pl.program_id(0)
-    key_row, key_real, begin, end = block_rows(x.lists, block, sizes)
+    key_row, key_real, begin, end = block_rows(x.lists, pl.program_id(0), sizes)
     keys, values = (read(ref, key_row, key_real, columns=columns) for ref in (x.k, x.v))
 
-    def find(n):
-        return pair_rows(x.lists, begin + n * sizes.pairs, end, sizes)
-
-    def read_queries(rows):
-        _, query_row, real = rows
-        return read(x.q, query_row, real, columns=columns)
-
-    def tile(n, carry):
-        (part_row, _, real), q, following = carry
-        following_q = read_queries(following)
-        after = find(n + 2)
-        scores = dot(hold(q, block), keys, interpret, transpose_b=True)
+    def tile(n, rows):
+        part_row, query_row, real = rows
+        following = pair_rows(x.lists, begin + (n + 1) * sizes.pairs, end, sizes)
+        q = read(x.q, query_row, real, columns=columns)
+        scores = dot(q, keys, interpret, transpose_b=True)
         if sizes.keys > sizes.block_size:
             scores = jnp.where(key_real[None, :], scores, MASKED)
         highest = scores.max(1) * scale
@@ -56,12 +48,10 @@ def blocks_forward_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool)
         )
         write(out[0], part_row, real, part)
         write(out[1], part_row, real, highest + log2(total, interpret))
-        return following, following_q, after
+        return following
 
-    first = find(0)
-    jax.lax.fori_loop(
-        0, pl.cdiv(end - begin, sizes.pairs), tile, (first, read_queries(first), find(1))
-    )
+    rows = pair_rows(x.lists, begin, end, sizes)
+    jax.lax.fori_loop(0, pl.cdiv(end - begin, sizes.pairs), tile, rows)
 
 
 def blocks_forward(q, k, v, lists: InvertedLists, sizes: BlockSizes, batch: int, interpret: bool):

@@ -17,7 +17,6 @@ from gpu_compile.targets import GPUS
 # What is known to fall short in f32, by kernel: slower there, or (shared memory) refused by the
 # compiler. Whoever mends one is told by this test.
 SHORT = {
-    "blossom_attention-backward-f32-D32-group4-S64-straight_through-a100": {"blocks_backward"},
     "blossom_attention-backward-f32-D64-group1-S64-straight_through-l4": {"blocks_backward"},
 }
 # Likewise, by the compiler of jax 0.11.2, and not by that of 0.10.2.
