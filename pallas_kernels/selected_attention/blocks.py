@@ -8,6 +8,10 @@ from jax.experimental import pallas as pl
 from pallas_kernels.selected_attention.config import BlockTiles
 from pallas_kernels.triton_tools import LEAST_TILE, LOG2_E, Heads, read
 
+# What reading ahead may take, as found by compiling:
+MOST_REGISTERS = 192  # of a thread, by an estimate
+MOST_SHARED = 256  # bytes of a query
+
 
 @dataclasses.dataclass(frozen=True)
 class BlockSizes:
@@ -41,6 +45,20 @@ class BlockSizes:
     def pairs(self) -> int:
         """Pairs that a program works on at a time."""
         return max(1, max(LEAST_TILE, self.tiles.rows) // self.heads.padded_group)
+
+    def reads_ahead(self, q) -> bool:
+        """Tells whether the backward pass has room to read a tile's queries one tile ahead.
+
+        Args:
+          q: the queries, for their dtype and columns.
+        """
+        columns, size = q.shape[1], q.dtype.itemsize
+        rows = self.pairs * self.heads.padded_group
+        block = 2 * self.keys * columns * (4 + size)  # keys and values, and their gradients in f32
+        queries = 4 * rows * columns * size  # q and d_out, of two tiles
+        logits = 3 * rows * self.keys * 4
+        registers = (block + queries + logits) / (4 * 32 * self.tiles.num_warps)
+        return registers <= MOST_REGISTERS and columns * size <= MOST_SHARED
 
     @property
     def slots(self) -> int:

@@ -16,8 +16,6 @@ from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pai
 from pallas_kernels.selected_attention.inverted_lists import InvertedLists
 from pallas_kernels.triton_tools import NOTHING, dot, exp2, fma, hold, launch, read, write
 
-_MOST_AHEAD = 256  # bytes of a query read ahead: more exceeds registers and shared memory
-
 
 class Inputs(NamedTuple):
     """Arrays of the kernel: matrices as in the forward kernel, d_out like q."""
@@ -63,7 +61,7 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
         q, d_out = (read(ref, query_row, real, columns=columns) for ref in (x.q, x.d_out))
         return q, d_out, log_total, mean
 
-    ahead = columns * x.q.dtype.itemsize <= _MOST_AHEAD
+    ahead = sizes.reads_ahead(x.q)
 
     def tile(n, carry):
         rows, queries, following, d_k, d_v = carry

@@ -6,7 +6,9 @@ import pytest
 from pallas_kernels import tuned
 from pallas_kernels.block_selection.config import SelectionTiles
 from pallas_kernels.power_attention.config import NearTiles
+from pallas_kernels.selected_attention.blocks import BlockSizes
 from pallas_kernels.selected_attention.config import BlockTiles
+from pallas_kernels.triton_tools import Heads
 
 SHAPE = {"head_size": 16, "dtype": "bfloat16", "group": 4, "block_size": 16}
 
@@ -64,3 +66,18 @@ def test_wide_heads_get_fewer_rows_and_more_warps():
     assert small.rows > large.rows and small.num_warps < large.num_warps
     small, large = (BlockTiles.backward(16, d, jnp.float32) for d in (16, 128))
     assert small.rows > large.rows and small.num_warps < large.num_warps
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_size", "block_size", "ahead"),
+    [
+        ("bfloat16", 16, 16, True),
+        ("bfloat16", 32, 32, False),  # registers
+        ("float32", 32, 64, True),
+        ("float32", 128, 16, False),  # shared memory
+    ],
+)
+def test_queries_are_read_ahead_where_there_is_room(dtype, head_size, block_size, ahead):
+    tiles = BlockTiles.backward(block_size, head_size, jnp.dtype(dtype))
+    sizes = BlockSizes(Heads(4096, 2, 4), block_size, 4, head_size**-0.5, tiles)
+    assert sizes.reads_ahead(jnp.zeros((8, head_size), dtype)) == ahead
