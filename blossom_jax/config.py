@@ -42,10 +42,8 @@ class ModelConfig:
         1511.06939), "mamba" (Mamba4Rec, arXiv 2403.03900).
       positions: "rope" turns queries and keys, "learned" adds a vector for each position to the
         embeddings, "none" does neither.
-      rope_theta: base of the rotation's frequencies. The slowest pair turns by
-        theta**(2 / D - 1) a position, D the head's width; once that is a quarter turn, a far key
-        is no longer told from an unlike one: about 1,600 / 5,000 / 8,800 events at 10,000 with
-        heads of 8 / 16 / 32.
+      rope_theta: base of the rotation's frequencies: the slowest pair turns by theta**(2 / D - 1)
+        a position, D the head's width. Far keys that have turned a quarter look unlike themselves.
       objective: What a hidden state predicts: the "next" item, or, with "masked", what a mask token
         hides (BERT4Rec, arXiv 1904.06690).
       hidden_size: M, width of the residual stream and of the item embedding.

@@ -38,14 +38,15 @@ def _lines(log: Statistics, train_command: str) -> Iterator[tuple[str, str]]:
     if attention == "blossom":
         yield (
             "model.selector",
-            "mean: on generated histories, blocks chosen by average keys found what stood up to "
-            "8,191 events back; the released compressor, trained as well, found nothing in as long",
+            "mean: on generated histories, with blocks chosen by average keys, the long-term path "
+            "alone found what stood up to 8,191 events back, and both paths what stood up to 511 "
+            "and part of the rest; with the compressor both found nothing in as many steps",
         )
         values["model.selector"] = "mean"
     if length > _TURNS_SLOWLY_FROM:
         yield (
             "model.rope_theta",
-            "1e6: with 10,000 the same models found nothing from 4,095 events back on",
+            "1e6: with 10,000 the long-term path found nothing from 4,095 events back on",
         )
         values["model.rope_theta"] = 1e6
     flags = (f"--config.{name}={value}" for name, value in values.items())
@@ -62,13 +63,14 @@ def _attention(wanted: float) -> tuple[str, str]:
         )
     if wanted < _FASTER_FROM:
         return "dense", (
-            f"use dense. Below {_FASTER_FROM:,} events dense attention with few wide heads was the "
-            "faster one on an H200, and on MovieLens-1M and Gowalla-1000 at 200 events the two "
-            "could not be told apart. With heads of 16, as released, Blossom was the faster one "
-            "from 512 events on: configs/sweeps/twins.py compares them on a log"
+            f"use dense. Below {_FASTER_FROM:,} events dense attention with few wide heads "
+            "(model.num_heads=1 or 2, and model.num_kv_heads likewise) was the faster one on an "
+            "H200, and on MovieLens-1M and Gowalla-1000 at 200 events the two could not be told "
+            "apart. With heads of 16, as released, Blossom was the faster one from 512 events on: "
+            "configs/sweeps/twins.py compares them on a log"
         )
     return "blossom", (
-        f"use Blossom, for its cost: from {_FASTER_FROM:,} events on it was the faster one on an "
-        "H200. Whether it is as accurate on real histories of that length is not measured yet: "
-        "configs/sweeps/lengths.py compares it with dense attention"
+        f"use Blossom, for its cost: from {_FASTER_FROM:,} events on its attention was the faster "
+        "one on an H200. Whether it is as accurate on real histories of that length is not "
+        "measured yet: configs/sweeps/lengths.py compares it with dense attention"
     )
