@@ -50,6 +50,7 @@ class BlockTiles:
         """
         narrow = dtype == jnp.bfloat16
         wide = max(keys, head_size) * (1 if narrow else 2)
-        rows = 32 if wide <= 64 else 16  # what shared memory has room for
+        rows = 32 if wide <= (64 if narrow else 32) else 16  # what shared memory has room for
         elements = max(rows, keys) * max(keys, head_size)
-        return cls(rows, warps_for(elements, 32 if narrow else 8, least=1))
+        per_thread = 32 if narrow else 16 if head_size <= 64 else 8
+        return cls(rows, warps_for(elements, per_thread, least=1))
