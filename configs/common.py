@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.attention = "blossom"  # | "ltis" | "stis" (one path alone) | "dense"
     # | "dense_gated" (dense instead of the long-term path) | "linear" | "silu" | "gru" | "mamba"
     config.model.positions = "rope"  # | "learned" | "none"; "gru" and "mamba" cannot take "rope"
-    config.model.rope_theta = 10000.0  # as released; above some 2,000 events take 1e6
+    config.model.rope_theta = 10000.0  # as released; 1e6 to see far: docs/hyperparameters.md
     config.model.objective = "next"  # or "masked": predict hidden events; causal must be False then
     config.model.hidden_size = 64
     config.model.inner_size = 256

@@ -9,7 +9,6 @@ from experiments._data_card import align
 _ENOUGH = 95  # percent of the histories asked for that must fit
 _SEES_ALL = 80  # (N + 1) S at the released sizes: up to this length nothing is left out
 _FASTER_FROM = 4096  # on an H200, than dense attention with whatever heads suit it best
-_TURNS_SLOWLY_FROM = 2048  # farther back, a base of 10,000 lost what 1e6 found
 _LENGTH_STEP, _LONGEST = 50, 16_384  # as published lengths are; the longest that was timed
 
 
@@ -43,7 +42,6 @@ def _lines(log: Statistics, train_command: str) -> Iterator[tuple[str, str]]:
             "and part of the rest; with the compressor both found nothing in as many steps",
         )
         values["model.selector"] = "mean"
-    if length > _TURNS_SLOWLY_FROM:
         yield (
             "model.rope_theta",
             "1e6: with 10,000 the long-term path found nothing from 4,095 events back on",

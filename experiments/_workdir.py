@@ -1,5 +1,6 @@
 """The files of a run's folder besides its checkpoints and logs."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -10,6 +11,7 @@ import jax
 import ml_collections
 
 from blossom_jax import catalogue, data, hosts, popularity, trained_model
+from blossom_jax.config import ModelConfig
 from blossom_jax.errors import UserError
 from experiments import _cli
 
@@ -55,10 +57,15 @@ def check_same(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     """Returns the config that a run was started with, locked.
 
+    A value of the model that did not exist yet has its default, which changes nothing.
+
     Raises:
       UserError: There is none, or it cannot be read.
     """
-    return ml_collections.ConfigDict(trained_model.read_config(workdir)).lock()
+    config = trained_model.read_config(workdir)
+    defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    config["model"] = defaults | config["model"]
+    return ml_collections.ConfigDict(config).lock()
 
 
 def write_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:

@@ -74,7 +74,8 @@ def _distinct(table: pl.LazyFrame, column: str, newest_first: bool) -> pl.DataFr
     """
     row = pl.col("row").cast(pl.Int64)
     ids = table.select(id=pl.col(column).cast(pl.String)).with_row_index("row")
-    counted: list[pl.DataFrame] = []
+    schema = {"id": pl.String, "first": pl.Int64, "events": pl.get_index_type()}
+    counted = [pl.DataFrame(schema=schema)]
     for batch in ids.collect_batches(chunk_size=_BATCH_EVENTS, engine="streaming"):
         first = -row.max() if newest_first else row.min()
         counted.append(batch.group_by("id").agg(first=first, events=pl.len()))

@@ -54,7 +54,8 @@ class LossConfig:
       loss: "cross_entropy" over the whole catalogue; or by sampled negatives "sampled_softmax",
         "gbce", "bce" or "bpr", see `sampled`.
       loss_chunk: Tokens whose logits exist at once, at most. 0 = 1,024; on an accelerator, over the
-        whole catalogue, as many as `full_cross_entropy` allows: each chunk asks the host there.
+        whole catalogue, as many as `full_cross_entropy` allows: each chunk asks the host there. Of
+        seeds that train together each has as many.
       label_smoothing: See `full_cross_entropy`; of "cross_entropy" alone.
       num_negatives: K, samples of a token.
       negatives: "uniform", all items alike, or "popularity", as often as they occur in training.

@@ -32,7 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     measure.add_arguments(parser)
     add("--json", metavar="FILE", type=_cli.writable, help="also write the lines of JSON here")
-    add("--plot", metavar="FILE", help="draw seconds and bytes against length (.svg, .png, .pdf)")
+    add(
+        "--plot",
+        metavar="FILE",
+        type=_cli.writable,
+        help="draw seconds and bytes against length (.svg, .png, .pdf)",
+    )
     sizes.add_arguments(parser, lengths=(1024, 4096, 16384, 65536))
     add(
         "--implementations",

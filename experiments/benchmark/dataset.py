@@ -27,9 +27,10 @@ def config(arguments: argparse.Namespace) -> ml_collections.ConfigDict:
       UserError: There is none of that name.
     """
     try:
-        found = importlib.import_module(f"configs.{arguments.dataset}").get_config()
+        get_config = importlib.import_module(f"configs.{arguments.dataset}").get_config
     except (ModuleNotFoundError, AttributeError):
         raise UserError(f"--dataset={arguments.dataset}: no config has that name") from None
+    found = get_config()
     if arguments.batch_rows:
         found.train.batch_rows = arguments.batch_rows
     return found

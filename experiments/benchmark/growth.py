@@ -66,7 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser, *, lengths: tuple[int, ...]) 
         help="count CPU seconds, which others' work on the machine changes less",
     )
     add("--json", metavar="FILE", type=_cli.writable, help="also write the lines of JSON here")
-    add("--plot", metavar="FILE", help="draw time and memory against both sizes (.svg, .png, .pdf)")
+    add(
+        "--plot",
+        metavar="FILE",
+        type=_cli.writable,
+        help="draw time and memory against both sizes (.svg, .png, .pdf)",
+    )
     add(
         "--items",
         type=measure.positives,
@@ -161,10 +166,8 @@ def _prepare(
     Returns:
       Those that can run, what XLA compiled for all that it could, and why others cannot run.
     """
-    programs, plans, failed, kept = {}, {}, {}, 0
-    limit = memory.available_bytes(jax.local_devices())
-    if jax.default_backend() == "cpu":
-        limit //= 2  # a host that runs out kills the process; a GPU says so
+    programs, plans, failed = {}, {}, {}
+    room = _Room()
     for name, prepare in chosen.items():
         try:
             program = prepare(sizes)
@@ -172,13 +175,33 @@ def _prepare(
             failed[name] = measure.reason(error)
             continue
         plans[name] = program.compiled
-        needed = memory.program_bytes(program.compiled)
-        if kept + needed > limit:
-            beside = f" beside {kept:,} of the others" if kept else ""
-            failed[name] = f"too large: needs {needed:,} bytes{beside}, the limit is {limit:,}"
+        if refusal := room.refusal(program.compiled):
+            failed[name] = refusal
         else:
-            programs[name], kept = program, kept + needed
+            programs[name] = program
+        del program  # what is refused must not stay while the next is prepared
     return programs, plans, failed
+
+
+class _Room:
+    """What memory is left by programs of which all keep their inputs and outputs, and one runs."""
+
+    def __init__(self):
+        self._limit = memory.available_bytes(jax.local_devices())
+        if jax.default_backend() == "cpu":
+            self._limit //= 2  # a host that runs out kills the process; a GPU says so
+        self._kept = self._temporary = 0
+
+    def refusal(self, compiled: jax.stages.Compiled) -> str:
+        """Says why a program does not fit; admits it otherwise, and returns nothing."""
+        needed = memory.program_bytes(compiled)
+        temporary = compiled.memory_analysis().temp_size_in_bytes
+        kept = self._kept + needed - temporary
+        if kept + max(self._temporary, temporary) > self._limit:
+            beside = f" beside {self._kept:,} of the others" if self._kept else ""
+            return f"too large: needs {needed:,} bytes{beside}, the limit is {self._limit:,}"
+        self._kept, self._temporary = kept, max(self._temporary, temporary)
+        return ""
 
 
 def print_table(kind: str, records: list[dict]) -> None:

@@ -121,9 +121,9 @@ def _select_sorted(
     inverse_total = 1.0 / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
     for n in range(sizes.num_selected):
         probability = jnp.exp(values[n] - highest) * inverse_total
-        keep = (values[n] > MASKED) & (probability > LEAST_PROBABILITY)
+        keep = (values[n] > NO_SCORE) & (probability > LEAST_PROBABILITY)
         if not with_probability:
-            keep = (values[n] > MASKED) & (sure | keep)
+            keep = (values[n] > NO_SCORE) & (sure | keep)
         _write(out["slots"], queries, n, jnp.where(keep, slots[n], -1), sizes)
         if with_probability:
             _write(out["probability"], queries, n, jnp.where(keep, probability, 0.0), sizes)

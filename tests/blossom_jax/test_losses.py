@@ -1,4 +1,5 @@
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +95,15 @@ def test_the_chunk_suits_the_device(monkeypatch, backend, chunk, at_once):
     total = jax.make_jaxpr(lambda *arrays: loss(*arrays, None)[0])
     program = str(total(hidden, table, targets))
     assert f"f32[{at_once},{ROWS}]" in program
-    assert f"f32[{TOKENS},{ROWS}]" not in program or at_once == TOKENS
+    assert (f"f32[{TOKENS},{ROWS}]" in program) == (at_once == TOKENS)
+    assert ("while[" in program) == (at_once < TOKENS)  # a single chunk has no loop
+
+
+def test_the_chunk_suits_the_devices_of_a_mesh():
+    gpu = mock.Mock(platform="gpu")
+    mesh = mock.Mock(spec=jax.sharding.Mesh, devices=np.array([[gpu]]))
+    assert losses.objective._chunk(mesh, 5000) == 5000
+    assert losses.objective._chunk(sharding.make_mesh(), 5000) == losses.objective._CHUNK
 
 
 @pytest.mark.parametrize("mesh", [(1, 1), (8, 1), (4, 2), (2, 4), (1, 8)])

@@ -93,7 +93,7 @@ FAR_BACK = " --config.model.selector=mean --config.model.rope_theta=1000000.0"
         (80, "dense", 100, ""),
         (81, "dense", 100, ""),
         (600, "dense", 600, ""),
-        (2500, "dense", 2500, " --config.model.rope_theta=1000000.0"),
+        (2500, "dense", 2500, ""),
         (4096, "blossom", 4100, FAR_BACK),
     ],
 )

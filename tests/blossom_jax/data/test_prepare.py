@@ -39,6 +39,12 @@ def test_ids_are_numbered_by_first_appearance():
     assert (log.num_users, log.num_items, log.num_events) == (3, 4, 7)
 
 
+def test_a_table_without_rows_is_refused():
+    table = pl.DataFrame(schema={"user": pl.String, "item": pl.String})
+    with pytest.raises(UserError, match="no user is left with 3 events"):
+        from_table(table, name="empty")
+
+
 def test_without_times_file_order_counts():
     log = small_log([row[:2] for row in ROWS])
     assert log.times is None
