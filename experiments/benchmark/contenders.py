@@ -37,6 +37,9 @@ def blossom(implementation: str) -> Contender:
     """Returns Blossom attention by one implementation, or by the dispatcher's choice for "auto"."""
 
     def prepare(size: Sizes, measured: str, draws: Draws) -> Program:
+        if implementation == "triton":
+            _check_gpu("Triton")
+
         def attend(q, k, v, gate, *rest):
             summary_keys, positions = rest
             return blossom_attention(
@@ -86,9 +89,8 @@ def dense(library: str, split: tuple[int, int] | None = None) -> Contender:
             size = size.split(*split)
         if library == "torch":
             return torch_peer.prepare(size, measured, draws)
-        device = jax.devices()[0]
-        if library == "cudnn" and device.platform != "gpu":
-            raise NotImplementedError(f"cuDNN needs an NVIDIA GPU, this is {device.device_kind}")
+        if library == "cudnn":
+            _check_gpu("cuDNN")
 
         def attend(q, k, v):
             return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=library)
@@ -99,6 +101,12 @@ def dense(library: str, split: tuple[int, int] | None = None) -> Contender:
         return _jax_program(attend, make, size, measured, draws, floor.dense_exponentials(size))
 
     return prepare
+
+
+def _check_gpu(who: str) -> None:
+    device = jax.devices()[0]
+    if device.platform != "gpu":
+        raise NotImplementedError(f"{who} needs an NVIDIA GPU, this is {device.device_kind}")
 
 
 def _jax_program(

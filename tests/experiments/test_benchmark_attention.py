@@ -52,6 +52,7 @@ def test_every_measurement_is_written_with_its_ratios(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "temporary MiB" in printed and "vs dense_xla:1x16" in printed
     assert printed.count("dense_cudnn at 32, 64: cuDNN needs an NVIDIA GPU") == 1
+    assert printed.count("blossom_triton at 32, 64: Triton needs an NVIDIA GPU") == 1
     assert "Dense, xla (1 x 16)" in picture.read_text()
 
 
