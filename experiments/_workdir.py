@@ -1,6 +1,7 @@
 """The files of a run's folder besides its checkpoints and logs."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -102,10 +103,11 @@ def write_results(workdir: pathlib.Path, results: dict) -> None:
     _write_json(workdir / "results.json", results)
 
 
+@functools.cache
 def git_commit() -> str:
     """Returns the commit of this code, with "+" if files differ from it; "" outside a clone.
 
-    To be read when a command begins: what is committed later is not the code that it has loaded.
+    It is read once: what is committed later is not the code that this process has loaded.
     """
     folder = pathlib.Path(__file__).parent
     try:
