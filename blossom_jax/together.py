@@ -4,6 +4,7 @@ Each has its own initial weights, order of data and dropout, its own evaluations
 of patience, and its own folder, which holds what it would hold if it had been trained alone.
 """
 
+import collections
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -67,26 +68,53 @@ def fit_together(
     began = [time.monotonic() - progress.train_seconds for progress in progresses]
     last = list(states)
     stacked = _stack(states)
+    running = collections.deque()  # steps that the device may still be at work on
     with signals() as received:
-        while not received and not all(map(Trainer.finished, trainers, progresses)):
+        stop = False
+        while not (stop or all(map(Trainer.finished, trainers, progresses))):
             drawn = [next(each) for each in batches]
             stacked, metrics = step(stacked, _stack([batch for batch, _ in drawn]))
-            metrics = jax.device_get(metrics)
-            for k, (trainer, progress) in enumerate(zip(trainers, progresses, strict=True)):
-                if trainer.finished(progress):
-                    continue
-                progress.step += 1
-                progress.input_state = drawn[k][1]
-                own = {name: values[k] for name, values in metrics.items()}
-                grad_norm = trainer.add_loss(progress, progress.step, own)
-                trainer.terminal.advance()
-                if received or trainer.schedule.reports(progress.step):
-                    last[k] = jax.tree.map(lambda leaf, k=k: leaf[k], stacked)
-                    trainer.report(progress, last[k], grad_norm, began[k], stop=bool(received))
+            stop = bool(received)
+            going = _count_step(trainers, progresses, drawn)
+            reporting = [
+                k for k, step in going.items() if stop or trainers[k].schedule.reports(step)
+            ]
+            running.append((going, metrics))
+            while len(running) > (0 if reporting else 1):
+                grad_norms = _add_losses(trainers, progresses, *running.popleft())
+            for k in reporting:
+                last[k] = jax.tree.map(lambda leaf, k=k: leaf[k], stacked)
+                trainers[k].report(progresses[k], last[k], grad_norms[k], began[k], stop=stop)
     if signal.SIGINT in received:
         raise KeyboardInterrupt(saved_after(max(progress.step for progress in progresses)))
     return last
 
 
+def _count_step(
+    trainers: Sequence[Trainer], progresses: Sequence[Progress], drawn: Sequence[tuple[dict, dict]]
+) -> dict[int, int]:
+    """Counts a step for the runs that have not ended; returns its number in each by run."""
+    going = {}
+    for k, (trainer, progress) in enumerate(zip(trainers, progresses, strict=True)):
+        if not trainer.finished(progress):
+            progress.step += 1
+            progress.input_state = drawn[k][1]
+            trainer.terminal.advance()
+            going[k] = progress.step
+    return going
+
+
+def _add_losses(
+    trainers: Sequence[Trainer], progresses: Sequence[Progress], going: dict[int, int], metrics
+) -> dict[int, float]:
+    """Waits for a step and adds up its losses; returns the norms of the gradients by run."""
+    metrics = jax.device_get(metrics)
+    return {
+        k: trainers[k].add_loss(progresses[k], step, {n: v[k] for n, v in metrics.items()})
+        for k, step in going.items()
+    }
+
+
+@jax.jit
 def _stack(trees: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
