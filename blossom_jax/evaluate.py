@@ -1,5 +1,6 @@
 """Evaluation: each user is encoded once and ranked under all protocols in the same pass."""
 
+import concurrent.futures
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -20,6 +21,10 @@ from blossom_jax.ranking import Catalogue, first_places, rank_targets
 Params = Any  # a pytree
 Batch = dict[str, Any]  # of arrays, from evaluation_batches
 Encode = Callable[[Params, Batch], tuple[Float[Array, "u M"], Float[Array, "R M"] | None]]
+
+# No trials to choose the program of a product: they take minutes, evaluation seconds, and another
+# choice the next time would order near ties otherwise.
+_GPU_OPTIONS = {"xla_gpu_autotune_level": 0}
 
 
 def encode_last(graphdef: nnx.GraphDef) -> Encode:
@@ -109,7 +114,8 @@ class Evaluator:
           Bytes that the largest program holds at once on one device, the parameters included.
         """
         place = sharding.batch_sharding(self._mesh)
-        needed = [0]
+        places = self._no_places(with_coverage)
+        lowered = {}
         for users, *tokens, seen in shapes:
             sizes = {"item_ids": tokens, "positions": tokens, "last": [users], "target": [users]}
             sizes |= {"seen": [users, seen], "negatives": [users, *negatives_shape]}
@@ -117,14 +123,20 @@ class Evaluator:
                 name: jax.ShapeDtypeStruct(tuple(size), jnp.int32, sharding=place)
                 for name, size in sizes.items()
             }
-            program = self._program(params, inputs, self._no_places(with_coverage))
-            needed.append(memory.program_bytes(program))
-        return max(needed)
+            lowered[_key(inputs, places)] = self._rank.lower(params, inputs, places)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            programs = dict(zip(lowered, pool.map(self._compile, lowered.values()), strict=True))
+        self._programs |= programs
+        return max(map(memory.program_bytes, programs.values()), default=0)
+
+    def _compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+        on_gpu = self._mesh.devices.flat[0].platform == "gpu"
+        return lowered.compile(compiler_options=_GPU_OPTIONS if on_gpu else None)
 
     def _program(self, params, inputs, places):
-        key = *places, *(array.shape for _, array in sorted(inputs.items()))
+        key = _key(inputs, places)
         if key not in self._programs:
-            self._programs[key] = self._rank.lower(params, inputs, places).compile()
+            self._programs[key] = self._compile(self._rank.lower(params, inputs, places))
         return self._programs[key]
 
     def _no_places(self, with_coverage):
@@ -172,6 +184,11 @@ class Evaluator:
             num_seen=negatives.num_seen,
             best_places=jax.device_get(places),
         )
+
+
+def _key(inputs, places):
+    """Tells batches apart that need programs of their own."""
+    return *places, *(array.shape for _, array in sorted(inputs.items()))
 
 
 def _rank_and_note(params, batch, best_places, *, encode, catalogue, num_places: int, mesh):

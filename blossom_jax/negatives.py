@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int, Int32
 
 from blossom_jax import metrics
 from blossom_jax.data.interactions import Interactions
-from blossom_jax.data.ragged import ragged_arange
+from blossom_jax.data.ragged import distinct, ragged_arange
 from blossom_jax.data.split import Targets
 
 _ROUNDS = 4  # of drawing for many users at once, before the rest get theirs one by one
@@ -60,8 +60,8 @@ def draw(
     num_items = interactions.num_items
     target = interactions.items[targets.target]
     own = np.arange(len(target)) * (num_items + 1) + target
-    seen = np.setdiff1d(_seen_codes(interactions, targets), own)
-    with_seen = np.union1d(own, seen)
+    seen = np.setdiff1d(_seen_codes(interactions, targets), own, assume_unique=True)
+    with_seen = distinct(np.concatenate([own, seen]))
     uniform = (np.arange(num_items + 1) > 0).astype(np.int64)
     num = min(num, num_items - 1)
     items = [metrics.draw_negatives(target, num_items, num, seed)]
@@ -81,7 +81,7 @@ def _seen_codes(interactions, targets) -> Int[np.ndarray, "codes"]:
     """Returns index of target * (V + 1) + item, ascending, for each different item seen before."""
     begin = interactions.offsets[targets.users]
     user, event = ragged_arange(targets.target - begin)
-    return np.unique(user * (interactions.num_items + 1) + interactions.items[begin[user] + event])
+    return distinct(user * (interactions.num_items + 1) + interactions.items[begin[user] + event])
 
 
 def _draw_weighted(

@@ -9,6 +9,7 @@ import numpy as np
 
 from blossom_jax.coverage import NOWHERE
 from blossom_jax.data.interactions import Interactions
+from blossom_jax.data.ragged import distinct
 from blossom_jax.data.split import Split, Targets, item_counts
 from blossom_jax.negatives import Negatives
 from blossom_jax.protocol_metrics import Ranks
@@ -89,7 +90,7 @@ def _note_places(best, order, user, item, k):
     unseen_before = place - (np.arange(len(user)) - first[user])
     for q in range(k):
         taken = q + np.bincount(user[unseen_before <= q], minlength=len(first))
-        taken = np.unique(taken[taken < len(order)])
+        taken = distinct(taken[taken < len(order)])
         best[order[taken]] = np.minimum(best[order[taken]], q)
 
 
@@ -100,4 +101,4 @@ def _ahead(others, own):
 def _different(user, item):
     """Drops repeated pairs, and sorts the others."""
     width = item.max() + np.int64(1)
-    return np.divmod(np.unique(user * width + item), width)
+    return np.divmod(distinct(user * width + item), width)

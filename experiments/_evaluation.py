@@ -1,5 +1,6 @@
 """Builds what a config says about evaluation, for every command that measures a model."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -125,8 +126,9 @@ class Evaluation:
         lower = "eval.batch_users or the sizes in config.model"
         memory.check_fits("evaluation", bytes_per_device, [*self._mesh.devices.flat], lower=lower)
 
+    @functools.cached_property
     def popularity(self) -> dict[str, float]:
-        """Returns the metrics of ranking by how often an item was trained on."""
+        """The metrics of ranking by how often an item was trained on."""
         ranks = popularity.popularity_ranks(
             self._interactions,
             self._split,

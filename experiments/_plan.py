@@ -121,7 +121,7 @@ def _make_evaluations(
     """Returns what measures in validation and in test."""
     valid = _evaluation.Evaluation(config, interactions, split, "valid", mesh)
     test = _evaluation.Evaluation(config, interactions, split, "test", mesh, with_coverage=True)
-    if config.eval.metric not in (measured := valid.popularity()):
+    if config.eval.metric not in (measured := valid.popularity):
         nearest = difflib.get_close_matches(config.eval.metric, measured, n=1, cutoff=0.0)
         raise UserError(f"eval.metric={config.eval.metric}: did you mean {nearest[0]}?")
     return valid, test

@@ -42,7 +42,7 @@ def make_record(
         "test": test.summarize(ranks),
         "test_by_length": test.by_length(ranks),
         "test_by_popularity": test.by_popularity(ranks),
-        "popularity": test.popularity(),
+        "popularity": test.popularity,
         "protocol": _protocol.make_card(config, interactions, split, commit),
         "data": interactions.card,
     }

@@ -109,7 +109,7 @@ def evaluate(
     return {
         "title": asked.title,
         "model": evaluation.summarize(ranks),
-        "popularity": evaluation.popularity(),
+        "popularity": evaluation.popularity,
         "by_length": evaluation.by_length(ranks),
         "by_popularity": evaluation.by_popularity(ranks),
         "protocol": _protocol.make_card(asked.config, asked.interactions, asked.split, commit),

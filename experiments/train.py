@@ -192,7 +192,7 @@ def _describe(plan: Plan, progress: Progress) -> str:
         f"{_count_params(plan):,} parameters, on {_record.device_name(plan.mesh)}. Rows of "
         f"{config.data.row_length} tokens, {plan.stream.fill:.1%} full; {config.train.batch_rows} "
         f"rows a step, {plan.stream.steps_per_epoch:,} steps an epoch, {plan.schedule.num_steps:,} "
-        f"in all. Popularity has {metric} {plan.valid.popularity()[metric]:.4f} in validation."
+        f"in all. Popularity has {metric} {plan.valid.popularity[metric]:.4f} in validation."
     )
 
 

@@ -8,7 +8,7 @@ import scipy.sparse
 from jaxtyping import Array, Float, Float32, Int32
 
 from blossom_jax.data.interactions import Interactions
-from blossom_jax.data.ragged import ragged_arange
+from blossom_jax.data.ragged import distinct, ragged_arange
 from blossom_jax.data.split import Split
 from pallas_kernels.positions import sequence_end
 
@@ -42,7 +42,7 @@ def item_neighbours(
     """
     begin, size = interactions.offsets[:-1], interactions.num_items + 1
     user, event = ragged_arange(split.train_end - begin)
-    pairs = np.unique(user * size + interactions.items[begin[user] + event])
+    pairs = distinct(user * size + interactions.items[begin[user] + event])
     ones = np.ones(len(pairs), np.float32)
     users = scipy.sparse.csc_array((ones, np.divmod(pairs, size)), (interactions.num_users, size))
     num_users = np.bincount(pairs % size, minlength=size)

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from blossom_jax.data.interactions import Interactions
+from blossom_jax.data.ragged import distinct
 from blossom_jax.data.split import Split, item_counts
 
 _QUANTILES = (0, 5, 25, 50, 75, 95, 99, 100)
@@ -54,18 +55,18 @@ def describe(interactions: Interactions, split: Split) -> Statistics:
       split: Says what is trained on and what is asked in test.
     """
     test = split.test
-    distinct = _distinct_pairs(interactions)
+    pairs = _distinct_pairs(interactions)
     times = interactions.times
     return Statistics(
         users=interactions.num_users,
         items=interactions.num_items,
         events=interactions.num_events,
-        density=distinct / (interactions.num_users * interactions.num_items),
+        density=pairs / (interactions.num_users * interactions.num_items),
         length=_percentiles(np.diff(interactions.offsets)),
         test_length=_percentiles(test.target - interactions.offsets[test.users]),
         days=None if times is None else float(times.max() - times.min()) / _SECONDS_A_DAY,
         tied_share=None if times is None else _tied(interactions, times),
-        repeated_share=1 - distinct / interactions.num_events,
+        repeated_share=1 - pairs / interactions.num_events,
         repeated_target_share=split.card["test"]["repeated_target_share"],
         unseen_target_share=split.card["test"]["target_unseen_in_training_share"],
         popular_target_share=_popular_targets(interactions, split),
@@ -83,7 +84,7 @@ def _owners(interactions: Interactions) -> Int[np.ndarray, "events"]:
 
 def _distinct_pairs(interactions: Interactions) -> int:
     pairs = _owners(interactions) * (interactions.num_items + 1) + interactions.items
-    return len(np.unique(pairs))
+    return len(distinct(pairs))
 
 
 def _tied(interactions: Interactions, times: Int[np.ndarray, "events"]) -> float:
