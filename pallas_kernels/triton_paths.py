@@ -67,7 +67,7 @@ class Paths:
             tiles=tuned.choose(
                 kernel, shape(q, k, self.block_size), choose(padded_head(q.shape[-1]), q.dtype)
             ),
-            least_tokens=LEAST_TILE if kernel == "near_keys" else 1,
+            least_tokens=LEAST_TILE if kernel == "near_keys" else 0,
         )
 
     def blocks(self, kernel: str, q, k, slots) -> BlockSizes:

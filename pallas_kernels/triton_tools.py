@@ -163,6 +163,20 @@ def fma(a, b, c, interpret: bool):
     return _instruction("fma.rn.f32", interpret, lambda a, b, c: a * b + c, a, b, c)
 
 
+def widen(x, interpret: bool):
+    """Widens a tile to f32; bf16 in one instruction an entry, of two that share a register."""
+    if interpret or x.dtype != jnp.bfloat16:
+        return x.astype(jnp.float32)
+    [result] = plgpu.elementwise_inline_asm(
+        "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;",
+        args=[x],
+        constraints="=r,=r,r",
+        pack=2,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.float32)],
+    )
+    return result
+
+
 def hold(x, program):
     """Returns what was read; keeps it in registers until here.
 

@@ -43,6 +43,48 @@ def attended(position, index, n, sizes: NearSizes) -> dict:
     return {name: (word[:, None] & bit[None, :]) != 0 for name, word in words.items()}
 
 
+def attending(position, index, step, sizes: NearSizes):
+    """Finds the keys of a tile, at most 16, that the queries of the same or a later tile attend.
+
+    Args:
+      position: int32[rows] of query heads, -1 where there is no query.
+      index: int32[rows], token in its tile.
+      step: how many tiles ahead of the keys' it is; may be known only when running.
+      sizes: static sizes.
+
+    Returns:
+      int32[rows]: a bit for each key, by path, the first path in the lowest.
+    """
+    own, words = step * sizes.tokens + index, []  # distance from the tile's first key
+    if "long" in sizes.paths:
+        in_block = jnp.where(position >= 0, jax.lax.rem(position, sizes.block_size), -1)
+        words.append(_below(own + 1) & ~_below(own - in_block))
+    if "short" in sizes.paths:
+        last = sizes.tokens - 1
+        pattern = jnp.broadcast_to(_near(step, sizes), index.shape)
+        near = jax.lax.shift_right_logical(pattern, last - index)
+        words.append(near & ~_below(own - position))
+    every = (1 << sizes.tokens) - 1
+    return sum(jax.lax.shift_left(w & every, n * sizes.tokens) for n, w in enumerate(words))
+
+
+def _near(step, sizes: NearSizes):
+    """Finds the tokens near the last query of a tile so many steps ahead, from a tile's first."""
+    farthest, last = sizes.behind + sizes.tokens, sizes.tokens - 1
+
+    def word(m):
+        distances = {m * sizes.tokens + last - bit: bit for bit in range(2 * sizes.tokens - 1)}
+        near = (d for d in distances if d < sizes.window or not d & (d - 1))
+        return _pattern(distances[d] for d in near if 0 <= d < farthest)
+
+    if isinstance(step, int):
+        return jnp.int32(word(step))
+    pattern = jnp.int32(0)
+    for m in range(farthest // sizes.tokens):
+        pattern = jnp.where(step == m, jnp.int32(word(m)), pattern)
+    return pattern
+
+
 def _pattern(bits) -> int:
     return sum(1 << bit for bit in set(bits))
 

@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.power_attention.config import NearTiles
-from pallas_kernels.triton_tools import LOG2_E, Heads, Tile, read
+from pallas_kernels.triton_tools import LEAST_TILE, LOG2_E, Heads, Tile, read
 
 KEYS_AT_ONCE = 32  # in one product
 PARTS_AT_ONCE = 4
@@ -27,7 +27,7 @@ class NearSizes:
       num_selected: N, blocks whose parts are merged in.
       scale: of the logits.
       tiles: how the work is cut up.
-      least_tokens: of a tile.
+      least_tokens: of a tile of keys, which has no more; 0 for a tile of queries.
     """
 
     heads: Heads
@@ -37,7 +37,7 @@ class NearSizes:
     num_selected: int
     scale: float
     tiles: NearTiles
-    least_tokens: int = 1
+    least_tokens: int = 0
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -48,14 +48,14 @@ class NearSizes:
     @property
     def tokens(self) -> int:
         """Tokens of a program's tile."""
-        return max(self.least_tokens, self.tiles.rows // pl.next_power_of_2(self.members))
+        return self.least_tokens or self.tiles.rows // pl.next_power_of_2(self.members)
 
     @property
     def members(self) -> int:
         """Query heads of a group that a program works on at a time; divides the group."""
         group = self.heads.group
         fitting = (n for n in range(group, 1, -1) if group % n == 0)
-        rows = self.tiles.rows // self.least_tokens
+        rows = self.tiles.rows // max(1, self.least_tokens)
         return next((n for n in fitting if pl.next_power_of_2(n) <= rows), 1)
 
     @property
@@ -122,6 +122,14 @@ class NearSizes:
         registers = 2 * each * KEYS_AT_ONCE * k.shape[1] / (32 * self.tiles.num_warps)
         count = len(self.products)
         return 1 if count * registers <= MOST_REGISTERS else count
+
+    def small(self, k) -> bool:
+        """Says whether `near_keys` has registers to read more than it multiplies.
+
+        Args:
+          k: the keys, for their dtype and columns.
+        """
+        return k.dtype == jnp.bfloat16 and k.shape[1] <= LEAST_TILE
 
     def numbers(self, step, steps: int) -> list:
         """Lists the numbers of a step's products."""

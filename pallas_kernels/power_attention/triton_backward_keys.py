@@ -1,143 +1,144 @@
-"""Kernel of the gradients of keys and values, from queries near them: see triton_backward.py."""
+"""Kernel of the gradients of keys and values, from queries near them: see triton_backward.py.
+
+A tile of 16 keys are the rows of each product and some query heads its columns, in one warp: what
+comes out of the first products goes into the second ones as it stands in registers, and no warp
+waits for another. Keys a power of two behind the queries are in triton_backward_shifts.py.
+"""
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.masked_softmax import MASKED
-from pallas_kernels.power_attention.near import NearSizes, shift
-from pallas_kernels.power_attention.triton_backward import Inputs, Queries, read_queries
-from pallas_kernels.triton_tools import Tile, dot, exp2, fma, launch, read, read_tile, write
+from pallas_kernels.power_attention.attended import attending
+from pallas_kernels.power_attention.near import NearSizes
+from pallas_kernels.power_attention.triton_backward import Inputs, PathTotals, read_queries
+from pallas_kernels.power_attention.triton_backward_shifts import shifted_keys
+from pallas_kernels.triton_tools import (
+    Tile,
+    dot,
+    exp2,
+    fma,
+    hold,
+    launch,
+    read,
+    read_tile,
+    write,
+)
+
+TILES_AT_ONCE = 2  # of queries, that are read together
+MOST_TILES = 4  # of queries, whose positions are read beforehand
 
 
-def _band_bias(position, distance, sizes: NearSizes):
-    """Finds what to add to the logits of a band: 0, or `MASKED` where a path does not attend.
+def _meet(queries, words, tile, sizes: NearSizes, interpret: bool):
+    """Weights and gradients of the logits, summed over the paths.
 
     Args:
-      position: int32[rows] of query heads, -1 where there is no query.
-      distance: int32[rows, keys], of the query from the key.
+      queries: a tile of the band; their totals negative.
+      words: int32[rows], from `attending`.
+      tile: keys and values [keys, D].
       sizes: static sizes.
+      interpret: see `launch`.
 
     Returns:
-      f32[rows, keys] by path.
+      f32[keys, rows] each.
     """
-    ahead = distance.astype(jnp.uint32)  # a key ahead of its query becomes a great distance
-    bias = {}
-    if sizes.block_size:
-        in_block = jnp.where(position >= 0, jax.lax.rem(position, sizes.block_size), -1)
-        bias["long"] = ahead < (in_block + 1).astype(jnp.uint32)[:, None]
-    if sizes.window:
-        near = (distance < sizes.window) | ((distance & (distance - 1)) == 0)
-        bias["short"] = near & (ahead < (position + 1).astype(jnp.uint32)[:, None])
-    return {name: jnp.where(allowed, 0.0, MASKED) for name, allowed in bias.items()}
-
-
-def _band(queries: Queries, keys, values, bias, sizes: NearSizes, interpret: bool):
-    """Weights and gradients of the logits of a band, summed over the paths: [rows, keys]."""
-    scale = jnp.float32(sizes.log2_scale)
-    scores = dot(queries.q, keys, interpret, transpose_b=True)
-    d_weights = dot(queries.d_out, values, interpret, transpose_b=True)
-    weights, d_logits = 0.0, jnp.float32(0)
-    for name, totals in queries.totals.items():
-        shift = bias[name] - totals.log_total[:, None]
-        weight = exp2(fma(scores, scale, shift, interpret), interpret)
-        weights += weight
-        d_logits = fma(weight, d_weights - totals.mean[:, None], d_logits, interpret)
-    return weights, d_logits
-
-
-def _single(queries: Queries, key, value, sizes: NearSizes, interpret: bool):
-    """Weight and gradient of the logit of one key for each query, [rows, 1] each."""
-    totals, scale = queries.totals["short"], jnp.float32(sizes.log2_scale)
-    q, d_out = queries.q.astype(jnp.float32), queries.d_out.astype(jnp.float32)
-    logit = fma((q * key).sum(1), scale, -totals.log_total, interpret)
-    weight = exp2(logit, interpret)
-    d_logit = weight * ((d_out * value).sum(1) - totals.mean)
-    return weight[:, None], d_logit[:, None]
+    keys, values = tile
+    scores = dot(keys, queries.q, interpret, transpose_b=True)
+    d_weights = dot(values, queries.d_out, interpret, transpose_b=True)
+    weights = d_logits = jnp.zeros(scores.shape, jnp.float32)
+    scale, index = jnp.float32(sizes.log2_scale), jnp.arange(sizes.tokens, dtype=jnp.int32)
+    for n, (log_total, mean) in enumerate(queries.totals.values()):
+        bit = jax.lax.shift_left(jnp.int32(1), index + n * sizes.tokens)
+        logits = fma(scores, scale, log_total[None, :], interpret)
+        allowed = (words[None, :] & bit[:, None]) != 0
+        weight = exp2(jnp.where(allowed, logits, MASKED), interpret)
+        d_logits = fma(weight, mean[None, :], d_logits, interpret) if n else weight * mean[None, :]
+        weights = weights + weight if n else weight
+    return weights, fma(weights, d_weights, d_logits, interpret)
 
 
 def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     """Finds the gradients of `sizes.tokens` tokens' key and value of one key/value head."""
-    heads, columns = sizes.heads, x.q.shape[1]
-    first, b, g = sizes.place(pl.program_id(0))
-    tile = read_tile(x.positions, first, sizes.tokens, b, g, heads.single)
-    real = tile.position >= 0
-    d_k = d_v = jnp.zeros((sizes.tokens, columns), jnp.float32)
-    if "short" in sizes.paths and sizes.shifts:
-        d_k, d_v = _shifted_keys(x, first, b, g, sizes, interpret)
-    keys, values = (read(ref, tile.row, real, columns=columns) for ref in (x.k, x.v))
-
-    def add_band(n, carry):
-        d_k, d_v = carry
-        step, part = jax.lax.div(n, sizes.parts), jax.lax.rem(n, sizes.parts)
-        begin = first + step * sizes.tokens
-        band = read_tile(x.positions, begin, sizes.tokens, b, g, heads, sizes.members, part)
-        bias = _band_bias(band.position, band.token[:, None] - tile.token[None, :], sizes)
-        queries = read_queries(x, band.row, band.position >= 0, sizes.paths)
-        weights, d_logits = _band(queries, keys, values, bias, sizes, interpret)
-        dtype = queries.q.dtype
-        d_k += dot(d_logits.astype(dtype), queries.q, interpret, transpose_a=True)
-        d_v += dot(weights.astype(dtype), queries.d_out, interpret, transpose_a=True)
-        return d_k, d_v
-
+    columns = x.q.shape[1]
+    program = pl.program_id(0)
+    place = first, b, g = sizes.place(program)
+    tile = read_tile(x.positions, first, sizes.tokens, b, g, sizes.heads.single)
     steps = (1 + sizes.behind // sizes.tokens) * sizes.parts
-    d_k, d_v = jax.lax.fori_loop(0, steps, add_band, (d_k, d_v))
-    d_k *= sizes.scale
-    if x.parts:
-        row, whole = _block_rows(x.positions, tile, b, g, sizes)
-        d_k += read(x.parts[0], row, whole, columns=columns).astype(jnp.float32)
-        d_v += read(x.parts[1], row, whole, columns=columns).astype(jnp.float32)
-    write(out[0], tile.row, tile.inside, d_k)
-    write(out[1], tile.row, tile.inside, d_v)
+    few = None
+    if sizes.small(x.k) and steps <= MOST_TILES:
+        few = [_band_tile(x, n, place, sizes) for n in range(steps)]
+    kv = [read(ref, tile.row, tile.position >= 0, columns=columns) for ref in (x.k, x.v)]
+    blocks = _block_parts(x, tile, b, g, sizes) if x.parts else []
+    sums = [jnp.zeros((sizes.tokens, columns), jnp.float32)] * 2
+    if "short" in sizes.paths and sizes.shifts:
+        sums = shifted_keys(x, kv, place, sizes, interpret)
+
+    def add(tiles, sums):
+        for found in [_read_band(x, *tile, first, sizes) for tile in tiles]:
+            if sizes.small(x.k):
+                found = jax.tree.map(lambda y: hold(y, program), found)
+            words, queries = found
+            weights, d_logits = _meet(queries, words, kv, sizes, interpret)
+            d_k = dot(d_logits.astype(queries.q.dtype), queries.q, interpret)
+            d_v = dot(weights.astype(queries.q.dtype), queries.d_out, interpret)
+            sums = [sums[0] + d_k, sums[1] + d_v]
+        return sums
+
+    at_once = TILES_AT_ONCE if sizes.small(x.k) and steps % TILES_AT_ONCE == 0 else 1
+    band = [jnp.zeros_like(total) for total in sums]
+    if few:
+        for n in range(0, steps, at_once):
+            band = add(few[n : n + at_once], band)
+    else:
+
+        def add_some(n, band):
+            numbers = [n * at_once + i for i in range(at_once)]
+            return add([_band_tile(x, number, place, sizes) for number in numbers], band)
+
+        band = jax.lax.fori_loop(0, steps // at_once, add_some, band)
+    d_k, d_v = (some + more for some, more in zip(sums, band, strict=True))
+    found = [d_k * sizes.scale, d_v]
+    for n, part in enumerate(blocks):
+        found[n] += part.astype(jnp.float32)
+    for ref, total in zip(out, found, strict=True):
+        write(ref, tile.row, tile.inside, total)
 
 
-def _shifted_keys(x: Inputs, first, b, g, sizes: NearSizes, interpret: bool):
-    """Adds up what the queries a power of two ahead give to a tile of keys and values."""
-    heads, columns = sizes.heads, x.q.shape[1]
-    here = read_tile(x.positions, first, sizes.tokens, b, g, heads, sizes.members)
-    key, value = (
-        read(ref, here.key_row, here.position >= 0, columns=columns).astype(jnp.float32)
-        for ref in (x.k, x.v)
-    )
-
-    total = sizes.shifts * sizes.parts
-    at_once = 1  # f32 has no registers to read more
-    if x.q.dtype == jnp.bfloat16:
-        at_once = min((3, 4, 2), key=lambda n: pl.cdiv(total, n) * n)
-
-    def read_ahead(n):
+def _band_tile(x: Inputs, n, place, sizes: NearSizes):
+    """Finds the n-th tile of queries in the band, and how many tiles it is ahead of the keys'."""
+    first, b, g = place
+    if isinstance(n, int):
+        step, part = divmod(n, sizes.parts)
+    else:
         step, part = jax.lax.div(n, sizes.parts), jax.lax.rem(n, sizes.parts)
-        distance = shift(step, sizes)
-        begin = jnp.where(n < total, first + distance, heads.length)
-        ahead = read_tile(x.positions, begin, sizes.tokens, b, g, heads, sizes.members, part)
-        return ahead.row, ahead.position >= distance
-
-    def add(n, carry):
-        d_k, d_v = carry
-        rows = [read_ahead(n * at_once + i) for i in range(at_once)]
-        for queries in [read_queries(x, row, seen, ["short"]) for row, seen in rows]:
-            weight, d_logit = _single(queries, key, value, sizes, interpret)
-            d_k = fma(d_logit, queries.q.astype(jnp.float32), d_k, interpret)
-            d_v = fma(weight, queries.d_out.astype(jnp.float32), d_v, interpret)
-        return d_k, d_v
-
-    zero = jnp.zeros(key.shape, jnp.float32)
-    carry = jax.lax.fori_loop(0, pl.cdiv(total, at_once), add, (zero, zero))
-    by_member = (sizes.tokens, pl.next_power_of_2(sizes.members), columns)
-    return [total.reshape(by_member).sum(1) for total in carry]
+    begin = first + step * sizes.tokens
+    tile = read_tile(x.positions, begin, sizes.tokens, b, g, sizes.heads, sizes.members, part)
+    return tile, step
 
 
-def _block_rows(positions, tile: Tile, b, g, sizes: NearSizes):
-    """Finds tokens in arrays by slot, [B * G * slots * S], and whether their block is complete."""
+def _read_band(x: Inputs, tile: Tile, step, first, sizes: NearSizes):
+    """Finds which keys a tile of queries attends, and reads it; its totals are made negative."""
+    queries = read_queries(x, tile.row, tile.position >= 0, sizes.paths)
+    negative = {name: PathTotals(-y.log_total, -y.mean) for name, y in queries.totals.items()}
+    index = tile.token - first - step * sizes.tokens
+    return attending(tile.position, index, step, sizes), queries._replace(totals=negative)
+
+
+def _block_parts(x: Inputs, tile: Tile, b, g, sizes: NearSizes):
+    """Reads what the queries that selected a token's block give to its key and value.
+
+    They are arrays by slot, [B * G * slots * S, D]; blocks that are not complete have none.
+    """
     length, size = sizes.heads.length, sizes.block_size
     offset = jax.lax.rem(jnp.maximum(tile.position, 0), size)
     to_last = size - 1 - offset
     last = tile.token + to_last
-    at_last = read(positions, b * length + last, last < length, other=-1)
+    at_last = read(x.positions, b * length + last, last < length, other=-1)
     whole = (tile.position >= 0) & (at_last == tile.position + to_last)
     slots = pl.cdiv(length, size)
     slot = (b * sizes.heads.kv_heads + g) * slots + (tile.token - offset) // size
-    return slot * size + offset, whole
+    return [read(ref, slot * size + offset, whole, columns=x.q.shape[1]) for ref in x.parts]
 
 
 def near_keys(x: Inputs, sizes: NearSizes, batch: int, interpret: bool):

@@ -1,0 +1,97 @@
+"""Gradients of keys and values from queries a power of two ahead, beyond the band: `near_keys`.
+
+Each key meets one query of a distance, so nothing is multiplied as a matrix. Query heads are taken
+one by one, [tokens, D] each: a thread holds the same token and columns of all of them.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.power_attention.near import NearSizes, shift
+from pallas_kernels.power_attention.triton_backward import Inputs, PathTotals, read_queries
+from pallas_kernels.triton_tools import exp2, fma, read, widen
+
+HEADS_AT_ONCE = 4
+DISTANCES_AT_ONCE = 2  # where heads are small
+
+
+def shifted_keys(x: Inputs, kv, place, sizes: NearSizes, interpret: bool):
+    """Adds up what the queries a power of two ahead give to a tile of keys and values.
+
+    Distances at which the whole tile would look past the end of the row are left out.
+
+    Args:
+      x: what is read.
+      kv: the tile, [tokens, D] each.
+      place: first token, batch row and key/value head of the tile.
+      sizes: static sizes.
+      interpret: see `launch`.
+
+    Returns:
+      Gradients of the keys, to be scaled, and of the values: f32[tokens, D] each.
+    """
+    heads, (first, b, _) = sizes.heads, place
+    members = max(n for n in range(1, HEADS_AT_ONCE + 1) if heads.group % n == 0)
+    parts = heads.group // members
+    key, value = (_halves(widen(tile, interpret)) for tile in kv)
+    fitting = jnp.maximum(heads.length - 1 - first, 0) // sizes.first_shift
+    total = parts * jnp.minimum(32 - jax.lax.clz(fitting), sizes.shifts)
+    at_once = DISTANCES_AT_ONCE if sizes.small(x.k) else 1
+
+    def read_position(n):
+        token = first + jnp.arange(sizes.tokens, dtype=jnp.int32) + _distance(n, parts, sizes)
+        inside = (token < heads.length) & (n < total)
+        return read(x.positions, b * heads.length + token, inside, other=-1)
+
+    def add(n, carry):
+        positions, (d_k, d_v) = carry
+        numbers = [n * at_once + i for i in range(at_once)]
+        found = []
+        for number, position in zip(numbers, positions, strict=True):
+            found += _read_ahead(x, number, position, place, (members, parts), sizes)
+        positions = [read_position(number + at_once) for number in numbers]  # of the next ones
+        for queries in found:
+            q, d_out = (_halves(widen(y, interpret)) for y in (queries.q, queries.d_out))
+            totals = queries.totals["short"]
+            weight, d_logit = _meet(totals, q, d_out, key, value, sizes, interpret)
+            d_k = [fma(d_logit, y, total, interpret) for y, total in zip(q, d_k, strict=True)]
+            d_v = [fma(weight, y, total, interpret) for y, total in zip(d_out, d_v, strict=True)]
+        return positions, (d_k, d_v)
+
+    zero = [jnp.zeros(half.shape, jnp.float32) for half in key]
+    start = [read_position(jnp.int32(i)) for i in range(at_once)], (zero, zero)
+    _, sums = jax.lax.fori_loop(jnp.int32(0), (total + at_once - 1) // at_once, add, start)
+    return [jnp.stack(halves, -1).reshape(kv[0].shape) for halves in sums]
+
+
+def _distance(n, parts: int, sizes: NearSizes):
+    return shift(jax.lax.div(n, parts), sizes)
+
+
+def _read_ahead(x: Inputs, n, position, place, split, sizes: NearSizes):
+    """Reads some query heads of the n-th (distance, part of the group), [tokens, D] each."""
+    heads, (first, b, g), (members, parts) = sizes.heads, place, split
+    distance = _distance(n, parts, sizes)
+    token = first + distance + jnp.arange(sizes.tokens, dtype=jnp.int32)
+    row = ((b * heads.length + token) * heads.kv_heads + g) * heads.group
+    row += jax.lax.rem(n, parts) * members
+    seen = position >= distance
+    return [read_queries(x, row + member, seen, ["short"]) for member in range(members)]
+
+
+def _halves(x):
+    """Splits a tile [rows, D] by even and odd columns, which in bf16 share registers."""
+    even, odd = jnp.unstack(x.reshape(x.shape[0], -1, 2), axis=-1)
+    return even, odd
+
+
+def _meet(totals: PathTotals, q, d_out, key, value, sizes: NearSizes, interpret: bool):
+    """Weight and gradient of the logit of one key for each query, [rows, 1] each."""
+
+    def product(a, b):
+        return fma(a[1], b[1], a[0] * b[0], interpret).sum(1)
+
+    logit = fma(product(q, key), jnp.float32(sizes.log2_scale), -totals.log_total, interpret)
+    weight = exp2(logit, interpret)
+    d_logit = weight * (product(d_out, value) - totals.mean)
+    return weight[:, None], d_logit[:, None]
