@@ -163,6 +163,21 @@ def fma(a, b, c, interpret: bool):
     return _instruction("fma.rn.f32", interpret, lambda a, b, c: a * b + c, a, b, c)
 
 
+def fms(a, b, c, interpret: bool):
+    """Returns a * b - c as `fma` does: a negative argument is an instruction of its own."""
+    if interpret:
+        return a * b - c
+    shape = jnp.broadcast_shapes(*(jnp.shape(x) for x in (a, b, c)))
+    [result] = plgpu.elementwise_inline_asm(
+        "{ .reg .f32 t; neg.f32 t, $3; fma.rn.f32 $0, $1, $2, t; }",
+        args=[jnp.broadcast_to(x, shape) for x in (a, b, c)],
+        constraints="=f,f,f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(shape, jnp.float32)],
+    )
+    return result
+
+
 def widen(x, interpret: bool):
     """Widens a tile to f32; bf16 in one instruction an entry, of two that share a register."""
     if interpret or x.dtype != jnp.bfloat16:
@@ -198,16 +213,18 @@ def read(ref, rows, real, other=0.0, columns: int | None = None):
     Args:
       ref: [n, D] or [n].
       rows: int32[rows].
-      real: bool[rows].
+      real: bool[rows]; None if all are.
       other: stands where nothing is read.
       columns: D.
     """
-    if columns is None:
-        return plgpu.load(ref.at[rows], mask=real, other=other)
-    column = jax.lax.broadcasted_iota(jnp.int32, (rows.size, columns), 1)
-    rows = jnp.broadcast_to(rows[:, None], column.shape)
-    real = jnp.broadcast_to(real[:, None], column.shape)
-    return plgpu.load(ref.at[rows, column], mask=real, other=other)
+    at: tuple = (rows,)
+    if columns is not None:
+        column = jax.lax.broadcasted_iota(jnp.int32, (rows.size, columns), 1)
+        at = jnp.broadcast_to(rows[:, None], column.shape), column
+        real = None if real is None else jnp.broadcast_to(real[:, None], column.shape)
+    if real is None:
+        return plgpu.load(ref.at[at])
+    return plgpu.load(ref.at[at], mask=real, other=other)
 
 
 def write(ref, rows, real, value) -> None:

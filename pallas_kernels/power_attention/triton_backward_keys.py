@@ -27,7 +27,6 @@ from pallas_kernels.triton_tools import (
 )
 
 TILES_AT_ONCE = 2  # of queries, that are read together
-MOST_TILES = 4  # of queries, whose positions are read beforehand
 
 
 def _meet(queries, words, tile, sizes: NearSizes, interpret: bool):
@@ -65,40 +64,41 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     place = first, b, g = sizes.place(program)
     tile = read_tile(x.positions, first, sizes.tokens, b, g, sizes.heads.single)
     steps = (1 + sizes.behind // sizes.tokens) * sizes.parts
-    few = None
-    if sizes.small(x.k) and steps <= MOST_TILES:
-        few = [_band_tile(x, n, place, sizes) for n in range(steps)]
+    at_once = TILES_AT_ONCE if sizes.small(x.k) and steps % TILES_AT_ONCE == 0 else 1
+
+    def tiles(n):
+        return [_band_tile(x, n * at_once + i, place, sizes) for i in range(at_once)]
+
+    positions = [found.position for found, _ in tiles(jnp.int32(0))]
     kv = [read(ref, tile.row, tile.position >= 0, columns=columns) for ref in (x.k, x.v)]
     blocks = _block_parts(x, tile, b, g, sizes) if x.parts else []
     sums = [jnp.zeros((sizes.tokens, columns), jnp.float32)] * 2
     if "short" in sizes.paths and sizes.shifts:
         sums = shifted_keys(x, kv, place, sizes, interpret)
 
-    def add(tiles, sums):
-        for found in [_read_band(x, *tile, first, sizes) for tile in tiles]:
+    def add(n, carry):
+        positions, sums = carry
+        band = [
+            (found._replace(position=position), step)
+            for position, (found, step) in zip(positions, tiles(n), strict=True)
+        ]
+        queries = [_read_band(x, *found, first, sizes) for found in band]
+        positions = [found.position for found, _ in tiles(n + 1)]
+        for found in queries:
             if sizes.small(x.k):
                 found = jax.tree.map(lambda y: hold(y, program), found)
-            words, queries = found
-            weights, d_logits = _meet(queries, words, kv, sizes, interpret)
-            d_k = dot(d_logits.astype(queries.q.dtype), queries.q, interpret)
-            d_v = dot(weights.astype(queries.q.dtype), queries.d_out, interpret)
+            words, found = found
+            weights, d_logits = _meet(found, words, kv, sizes, interpret)
+            d_k = dot(d_logits.astype(found.q.dtype), found.q, interpret)
+            d_v = dot(weights.astype(found.q.dtype), found.d_out, interpret)
             sums = [sums[0] + d_k, sums[1] + d_v]
-        return sums
+        return positions, sums
 
-    at_once = TILES_AT_ONCE if sizes.small(x.k) and steps % TILES_AT_ONCE == 0 else 1
-    band = [jnp.zeros_like(total) for total in sums]
-    if few:
-        for n in range(0, steps, at_once):
-            band = add(few[n : n + at_once], band)
-    else:
-
-        def add_some(n, band):
-            numbers = [n * at_once + i for i in range(at_once)]
-            return add([_band_tile(x, number, place, sizes) for number in numbers], band)
-
-        band = jax.lax.fori_loop(0, steps // at_once, add_some, band)
+    zero = [jnp.zeros_like(total) for total in sums]
+    _, band = jax.lax.fori_loop(0, steps // at_once, add, (positions, zero))
     d_k, d_v = (some + more for some, more in zip(sums, band, strict=True))
-    found = [d_k * sizes.scale, d_v]
+    real = (tile.position >= 0)[:, None]
+    found = [jnp.where(real, total, 0.0) for total in (d_k * sizes.scale, d_v)]
     for n, part in enumerate(blocks):
         found[n] += part.astype(jnp.float32)
     for ref, total in zip(out, found, strict=True):

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.power_attention.near import NearSizes, shift
-from pallas_kernels.power_attention.triton_backward import Inputs, PathTotals, read_queries
-from pallas_kernels.triton_tools import exp2, fma, read, widen
+from pallas_kernels.power_attention.triton_backward import Inputs, PathTotals, Queries
+from pallas_kernels.triton_tools import NOTHING, exp2, fma, fms, read, widen
 
 HEADS_AT_ONCE = 4
+SPLITS = 3  # a thread has 8 columns
 DISTANCES_AT_ONCE = 2  # where heads are small
 
 
@@ -33,7 +34,7 @@ def shifted_keys(x: Inputs, kv, place, sizes: NearSizes, interpret: bool):
     heads, (first, b, _) = sizes.heads, place
     members = max(n for n in range(1, HEADS_AT_ONCE + 1) if heads.group % n == 0)
     parts = heads.group // members
-    key, value = (_halves(widen(tile, interpret)) for tile in kv)
+    key, value = (_columns(widen(tile, interpret)) for tile in kv)
     fitting = jnp.maximum(heads.length - 1 - first, 0) // sizes.first_shift
     total = parts * jnp.minimum(32 - jax.lax.clz(fitting), sizes.shifts)
     at_once = DISTANCES_AT_ONCE if sizes.small(x.k) else 1
@@ -51,17 +52,17 @@ def shifted_keys(x: Inputs, kv, place, sizes: NearSizes, interpret: bool):
             found += _read_ahead(x, number, position, place, (members, parts), sizes)
         positions = [read_position(number + at_once) for number in numbers]  # of the next ones
         for queries in found:
-            q, d_out = (_halves(widen(y, interpret)) for y in (queries.q, queries.d_out))
+            q, d_out = (_columns(widen(y, interpret)) for y in (queries.q, queries.d_out))
             totals = queries.totals["short"]
             weight, d_logit = _meet(totals, q, d_out, key, value, sizes, interpret)
             d_k = [fma(d_logit, y, total, interpret) for y, total in zip(q, d_k, strict=True)]
             d_v = [fma(weight, y, total, interpret) for y, total in zip(d_out, d_v, strict=True)]
         return positions, (d_k, d_v)
 
-    zero = [jnp.zeros(half.shape, jnp.float32) for half in key]
+    zero = [jnp.zeros(piece.shape, jnp.float32) for piece in key]
     start = [read_position(jnp.int32(i)) for i in range(at_once)], (zero, zero)
     _, sums = jax.lax.fori_loop(jnp.int32(0), (total + at_once - 1) // at_once, add, start)
-    return [jnp.stack(halves, -1).reshape(kv[0].shape) for halves in sums]
+    return [_joined(pieces) for pieces in sums]
 
 
 def _distance(n, parts: int, sizes: NearSizes):
@@ -69,29 +70,58 @@ def _distance(n, parts: int, sizes: NearSizes):
 
 
 def _read_ahead(x: Inputs, n, position, place, split, sizes: NearSizes):
-    """Reads some query heads of the n-th (distance, part of the group), [tokens, D] each."""
+    """Reads some query heads of the n-th (distance, part of the group), [tokens, D] each.
+
+    Those that are not seen stand where the key does: what is read there is not masked, which would
+    be an instruction for each register, but gets no weight.
+    """
     heads, (first, b, g), (members, parts) = sizes.heads, place, split
     distance = _distance(n, parts, sizes)
-    token = first + distance + jnp.arange(sizes.tokens, dtype=jnp.int32)
+    seen = position >= distance
+    own = jnp.minimum(first + jnp.arange(sizes.tokens, dtype=jnp.int32), heads.length - 1)
+    token = jnp.where(seen, own + distance, own)
     row = ((b * heads.length + token) * heads.kv_heads + g) * heads.group
     row += jax.lax.rem(n, parts) * members
-    seen = position >= distance
-    return [read_queries(x, row + member, seen, ["short"]) for member in range(members)]
+    found = []
+    for member in range(members):
+        at = row + member
+        log_total, mean = (read(ref, at, None) for ref in x.totals["short"])
+        totals = PathTotals(jnp.where(seen, log_total, NOTHING), mean.astype(jnp.float32))
+        q, d_out = (read(ref, at, None, columns=x.q.shape[1]) for ref in (x.q, x.d_out))
+        found.append(Queries(q, d_out, {"short": totals}))
+    return found
 
 
-def _halves(x):
-    """Splits a tile [rows, D] by even and odd columns, which in bf16 share registers."""
-    even, odd = jnp.unstack(x.reshape(x.shape[0], -1, 2), axis=-1)
-    return even, odd
+def _columns(x):
+    """Splits a tile [rows, D] by every eighth column, all of which a thread holds."""
+    pieces = [x]
+    for _ in range(SPLITS):
+        pieces = [
+            half
+            for piece in pieces
+            for half in jnp.unstack(piece.reshape(piece.shape[0], -1, 2), axis=-1)
+        ]
+    return pieces
+
+
+def _joined(pieces):
+    """Puts together what `_columns` splits."""
+    while len(pieces) > 1:
+        pairs = zip(pieces[::2], pieces[1::2], strict=True)
+        pieces = [jnp.stack(pair, -1).reshape(pair[0].shape[0], -1) for pair in pairs]
+    return pieces[0]
 
 
 def _meet(totals: PathTotals, q, d_out, key, value, sizes: NearSizes, interpret: bool):
     """Weight and gradient of the logit of one key for each query, [rows, 1] each."""
 
     def product(a, b):
-        return fma(a[1], b[1], a[0] * b[0], interpret).sum(1)
+        total = a[0] * b[0]
+        for some, more in zip(a[1:], b[1:], strict=True):
+            total = fma(some, more, total, interpret)
+        return total.sum(1)
 
-    logit = fma(product(q, key), jnp.float32(sizes.log2_scale), -totals.log_total, interpret)
+    logit = fms(product(q, key), jnp.float32(sizes.log2_scale), totals.log_total, interpret)
     weight = exp2(logit, interpret)
     d_logit = weight * (product(d_out, value) - totals.mean)
     return weight[:, None], d_logit[:, None]
