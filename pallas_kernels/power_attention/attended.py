@@ -49,7 +49,7 @@ def attending(position, index, step, sizes: NearSizes):
     Args:
       position: int32[rows] of query heads, -1 where there is no query.
       index: int32[rows], token in its tile.
-      step: how many tiles ahead of the keys' it is; may be known only when running.
+      step: int32, how many tiles ahead of the keys' it is.
       sizes: static sizes.
 
     Returns:
@@ -77,8 +77,6 @@ def _near(step, sizes: NearSizes):
         near = (d for d in distances if d < sizes.window or not d & (d - 1))
         return _pattern(distances[d] for d in near if 0 <= d < farthest)
 
-    if isinstance(step, int):
-        return jnp.int32(word(step))
     pattern = jnp.int32(0)
     for m in range(farthest // sizes.tokens):
         pattern = jnp.where(step == m, jnp.int32(word(m)), pattern)

@@ -26,8 +26,6 @@ from pallas_kernels.triton_tools import (
     write,
 )
 
-TILES_AT_ONCE = 2  # of queries, that are read together
-
 
 def _meet(queries, words, tile, sizes: NearSizes, interpret: bool):
     """Weights and gradients of the logits, summed over the paths.
@@ -64,12 +62,7 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     place = first, b, g = sizes.place(program)
     tile = read_tile(x.positions, first, sizes.tokens, b, g, sizes.heads.single)
     steps = (1 + sizes.behind // sizes.tokens) * sizes.parts
-    at_once = TILES_AT_ONCE if sizes.small(x.k) and steps % TILES_AT_ONCE == 0 else 1
-
-    def tiles(n):
-        return [_band_tile(x, n * at_once + i, place, sizes) for i in range(at_once)]
-
-    positions = [found.position for found, _ in tiles(jnp.int32(0))]
+    position = _band_tile(x, jnp.int32(0), place, sizes)[0].position
     kv = [read(ref, tile.row, tile.position >= 0, columns=columns) for ref in (x.k, x.v)]
     blocks = _block_parts(x, tile, b, g, sizes) if x.parts else []
     sums = [jnp.zeros((sizes.tokens, columns), jnp.float32)] * 2
@@ -77,25 +70,21 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
         sums = shifted_keys(x, kv, place, sizes, interpret)
 
     def add(n, carry):
-        positions, sums = carry
-        band = [
-            (found._replace(position=position), step)
-            for position, (found, step) in zip(positions, tiles(n), strict=True)
-        ]
-        queries = [_read_band(x, *found, first, sizes) for found in band]
-        positions = [found.position for found, _ in tiles(n + 1)]
-        for found in queries:
-            if sizes.small(x.k):
-                found = jax.tree.map(lambda y: hold(y, program), found)
-            words, found = found
-            weights, d_logits = _meet(found, words, kv, sizes, interpret)
-            d_k = dot(d_logits.astype(found.q.dtype), found.q, interpret)
-            d_v = dot(weights.astype(found.q.dtype), found.d_out, interpret)
-            sums = [sums[0] + d_k, sums[1] + d_v]
-        return positions, sums
+        position, (d_k, d_v) = carry
+        band, step = _band_tile(x, n, place, sizes)
+        found = _read_band(x, band._replace(position=position), step, first, sizes)
+        position = _band_tile(x, n + 1, place, sizes)[0].position
+        if sizes.small(x.k):
+            found = jax.tree.map(lambda y: hold(y, program), found)
+        words, queries = found
+        weights, d_logits = _meet(queries, words, kv, sizes, interpret)
+        dtype = queries.q.dtype
+        d_k += dot(d_logits.astype(dtype), queries.q, interpret)
+        d_v += dot(weights.astype(dtype), queries.d_out, interpret)
+        return position, [d_k, d_v]
 
     zero = [jnp.zeros_like(total) for total in sums]
-    _, band = jax.lax.fori_loop(0, steps // at_once, add, (positions, zero))
+    _, band = jax.lax.fori_loop(0, steps, add, (position, zero))
     d_k, d_v = (some + more for some, more in zip(sums, band, strict=True))
     real = (tile.position >= 0)[:, None]
     found = [jnp.where(real, total, 0.0) for total in (d_k * sizes.scale, d_v)]
@@ -108,10 +97,7 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
 def _band_tile(x: Inputs, n, place, sizes: NearSizes):
     """Finds the n-th tile of queries in the band, and how many tiles it is ahead of the keys'."""
     first, b, g = place
-    if isinstance(n, int):
-        step, part = divmod(n, sizes.parts)
-    else:
-        step, part = jax.lax.div(n, sizes.parts), jax.lax.rem(n, sizes.parts)
+    step, part = jax.lax.div(n, sizes.parts), jax.lax.rem(n, sizes.parts)
     begin = first + step * sizes.tokens
     tile = read_tile(x.positions, begin, sizes.tokens, b, g, sizes.heads, sizes.members, part)
     return tile, step

@@ -13,7 +13,6 @@ from pallas_kernels.triton_tools import NOTHING, exp2, fma, fms, read, widen
 
 HEADS_AT_ONCE = 4
 SPLITS = 3  # a thread has 8 columns
-DISTANCES_AT_ONCE = 2  # where heads are small
 
 
 def shifted_keys(x: Inputs, kv, place, sizes: NearSizes, interpret: bool):
@@ -37,7 +36,6 @@ def shifted_keys(x: Inputs, kv, place, sizes: NearSizes, interpret: bool):
     key, value = (_columns(widen(tile, interpret)) for tile in kv)
     fitting = jnp.maximum(heads.length - 1 - first, 0) // sizes.first_shift
     total = parts * jnp.minimum(32 - jax.lax.clz(fitting), sizes.shifts)
-    at_once = DISTANCES_AT_ONCE if sizes.small(x.k) else 1
 
     def read_position(n):
         token = first + jnp.arange(sizes.tokens, dtype=jnp.int32) + _distance(n, parts, sizes)
@@ -45,23 +43,20 @@ def shifted_keys(x: Inputs, kv, place, sizes: NearSizes, interpret: bool):
         return read(x.positions, b * heads.length + token, inside, other=-1)
 
     def add(n, carry):
-        positions, (d_k, d_v) = carry
-        numbers = [n * at_once + i for i in range(at_once)]
-        found = []
-        for number, position in zip(numbers, positions, strict=True):
-            found += _read_ahead(x, number, position, place, (members, parts), sizes)
-        positions = [read_position(number + at_once) for number in numbers]  # of the next ones
+        position, (d_k, d_v) = carry
+        found = _read_ahead(x, n, position, place, (members, parts), sizes)
+        position = read_position(n + 1)
         for queries in found:
             q, d_out = (_columns(widen(y, interpret)) for y in (queries.q, queries.d_out))
             totals = queries.totals["short"]
             weight, d_logit = _meet(totals, q, d_out, key, value, sizes, interpret)
             d_k = [fma(d_logit, y, total, interpret) for y, total in zip(q, d_k, strict=True)]
             d_v = [fma(weight, y, total, interpret) for y, total in zip(d_out, d_v, strict=True)]
-        return positions, (d_k, d_v)
+        return position, (d_k, d_v)
 
     zero = [jnp.zeros(piece.shape, jnp.float32) for piece in key]
-    start = [read_position(jnp.int32(i)) for i in range(at_once)], (zero, zero)
-    _, sums = jax.lax.fori_loop(jnp.int32(0), (total + at_once - 1) // at_once, add, start)
+    start = read_position(jnp.int32(0)), (zero, zero)
+    _, sums = jax.lax.fori_loop(jnp.int32(0), total, add, start)
     return [_joined(pieces) for pieces in sums]
 
 
