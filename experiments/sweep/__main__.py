@@ -5,7 +5,8 @@ r"""Trains the rows of a table with several seeds, and says which differences ar
 
 configs/sweeps/quickstart.py tells the format of sweep files. The same command again resumes what
 was stopped, and prints the table again when all is done. More seeds, or more rows, may be asked for
-later. Every row is trained in a process of its own; `--jobs=2` trains two rows at a time.
+later. Every row is trained in a process of its own; `--jobs=2` trains two rows at a time, and
+`--jobs=2 --gpus=0,1` each on a GPU of its own.
 """
 
 import argparse
@@ -26,6 +27,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each row")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the sweep")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="rows at a time")
+    parser.add_argument(
+        "--gpus",
+        type=lambda text: [name for name in text.split(",") if name],
+        default=[],
+        metavar="N,..",
+        help="spread the rows over these GPUs, one each",
+    )
     parser.add_argument(
         "--together",
         action="store_true",
@@ -50,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         row: [sys.executable, "-m", "experiments.sweep", *argv, f"--only={row}"]
         for row in sweep.rows
     }
-    codes = processes.run_all(commands, jobs=arguments.jobs)
+    codes = processes.run_all(commands, jobs=arguments.jobs, gpus=arguments.gpus)
     print(folder.summarize(workdir))
     return next((code for code in codes.values() if code), 0)
 

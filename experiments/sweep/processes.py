@@ -1,6 +1,7 @@
 """Runs commands side by side, and passes on the signal to stop."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 STOPPED = 143  # exit code of a command that a SIGTERM stopped, after it saved
 
 
-def run_all(commands: Mapping[str, Sequence[str]], *, jobs: int) -> dict[str, int]:
+def run_all(
+    commands: Mapping[str, Sequence[str]], *, jobs: int, gpus: Sequence[str] = ()
+) -> dict[str, int]:
     """Runs every command, a few at a time; one that fails stops no other.
 
     A SIGTERM to this process goes to all that run, and no other is started. A Ctrl-C reaches them
@@ -19,20 +22,29 @@ def run_all(commands: Mapping[str, Sequence[str]], *, jobs: int) -> dict[str, in
     Args:
       commands: Arguments by name.
       jobs: How many run at a time.
+      gpus: GPUs to spread them over: each command sees one, that on which the fewest run. () = all
+        see what this process sees.
 
     Returns:
       Exit codes by name; `STOPPED` for those that were not started.
     """
-    waiting, running = list(commands), {}
+    waiting: list[str] = list(commands)
+    running: dict[str, subprocess.Popen] = {}
+    place: dict[str, str] = {}  # of what runs
     codes = dict.fromkeys(commands, STOPPED)
     with _stopping(running, waiting):
         while waiting or running:
             while waiting and len(running) < jobs:
                 name = waiting.pop(0)
-                running[name] = subprocess.Popen(commands[name])
+                own = None
+                if gpus:
+                    place[name] = min(gpus, key=[*place.values()].count)
+                    own = os.environ | {"CUDA_VISIBLE_DEVICES": place[name]}
+                running[name] = subprocess.Popen(commands[name], env=own)
             time.sleep(0.1)
             for name in [name for name, process in running.items() if process.poll() is not None]:
                 codes[name] = running.pop(name).returncode
+                place.pop(name, None)
                 if codes[name]:
                     print(f"{name}: ended with exit code {codes[name]}", file=sys.stderr)
     return codes

@@ -98,6 +98,25 @@ def test_a_command_that_fails_stops_no_other(capsys):
     assert "a: ended with exit code 3" in capsys.readouterr().err
 
 
+def test_commands_are_spread_over_gpus(tmp_path):
+    def note(name, seconds):
+        return python(
+            f"""
+            import os, pathlib, time
+            path = pathlib.Path({str(tmp_path)!r}) / {name!r}
+            path.write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+            time.sleep({seconds})
+            """
+        )
+
+    commands = {"a": note("a", 1.5), "b": note("b", 0), "c": note("c", 0), "d": note("d", 0)}
+    assert set(processes.run_all(commands, jobs=2, gpus=["3", "5"]).values()) == {0}
+    assert {name: (tmp_path / name).read_text() for name in commands} == {
+        "a": "3",  # which is taken for as long as all others run
+        **dict.fromkeys("bcd", "5"),
+    }
+
+
 def test_sigterm_goes_to_what_runs_and_nothing_else_begins(tmp_path):
     waits = python(
         f"""
@@ -206,9 +225,9 @@ def test_an_old_run_without_buckets_or_protocol_is_described():
     ]
 
 
-def run_here(commands, jobs):
+def run_here(commands, jobs, gpus):
     """Runs the commands of a sweep in this process, one after the other."""
-    assert jobs == 2
+    assert jobs == 2 and not gpus
     assert {tuple(command[:3]) for command in commands.values()} == {
         (sys.executable, "-m", "experiments.sweep")
     }
