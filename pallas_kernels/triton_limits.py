@@ -1,10 +1,14 @@
 """What the Triton kernels cannot serve, said before anything is traced."""
 
+from pallas_kernels.triton_tools import padded_head
+
+MOST_ELEMENTS = 2**31 - 1  # of an array: offsets are int32
 LARGEST_HEAD = 128
 LARGEST_GROUP = 16
 LARGEST_BAND = 128  # tokens of a block or a window: all of them are held at once
 LARGEST_SELECTION = 64
 LONGEST_ROW = 2**17
+_OFFSETS = "offsets are int32: below 2**31"
 
 
 def refusal(
@@ -27,7 +31,7 @@ def refusal(
       num_selected: N.
     """
     batch, length, heads, head_size = q.shape
-    parts = batch * length * heads * max(16, head_size) * num_selected
+    parts, chosen = part_elements(q, num_selected), batch * length * num_kv_heads * num_selected
     rules = (
         (not causal, f"{causal=}: its kernels are causal"),
         (str(q.dtype) not in ("bfloat16", "float32"), f"{q.dtype} is neither bfloat16 nor float32"),
@@ -37,6 +41,30 @@ def refusal(
         (window > LARGEST_BAND, f"{window=} is above {LARGEST_BAND}"),
         (num_selected > LARGEST_SELECTION, f"{num_selected=} is above {LARGEST_SELECTION}"),
         (length > LONGEST_ROW, f"rows of {length=} are above {LONGEST_ROW}"),
-        (parts >= 2**31, f"{parts} elements of selected blocks; offsets are int32: below 2**31"),
+        (parts > MOST_ELEMENTS, f"a row has {parts} elements of selected blocks; {_OFFSETS}"),
+        (chosen > MOST_ELEMENTS, f"{chosen} blocks are selected; {_OFFSETS}"),
     )
     return next((reason for broken, reason in rules if broken), None)
+
+
+def part_elements(q, num_selected: int) -> int:
+    """Counts what the selected blocks of one row of the batch give to its queries.
+
+    Args:
+      q: [B, L, H, D].
+      num_selected: N.
+    """
+    _, length, heads, head_size = q.shape
+    return length * heads * padded_head(head_size) * num_selected
+
+
+def row_groups(q, num_selected: int) -> int:
+    """Returns in how many groups of equal size rows are to be attended, one after the other.
+
+    Args:
+      q: [B, L, H, D], which `refusal` does not refuse.
+      num_selected: N.
+    """
+    most = MOST_ELEMENTS // part_elements(q, num_selected)  # rows at a time
+    batch = q.shape[0]
+    return next(n for n in range(1, batch + 1) if batch % n == 0 and batch <= n * most)

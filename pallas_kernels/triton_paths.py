@@ -26,6 +26,7 @@ from pallas_kernels.selected_attention.blocks import BlockSizes
 from pallas_kernels.selected_attention.config import BlockTiles
 from pallas_kernels.selected_attention.inverted_lists import invert
 from pallas_kernels.selected_attention.triton_forward import blocks_forward
+from pallas_kernels.triton_limits import row_groups
 from pallas_kernels.triton_tools import (
     LEAST_TILE,
     Heads,
@@ -84,7 +85,6 @@ def heads(q, k) -> Heads:
     return Heads(q.shape[1], k.shape[2], q.shape[2] // k.shape[2])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
 def attend(
     q: Float[Array, "B L H D"],
     k: Float[Array, "B L G D"],
@@ -95,7 +95,7 @@ def attend(
     positions: Int[Array, "B L"],
     paths: Paths,
 ) -> Float[Array, "B L H D"]:
-    """Attends along the paths.
+    """Attends along the paths; a group of rows at a time where all have too many elements.
 
     Args:
       q: queries; the logits are scaled by D**-0.5 here.
@@ -107,6 +107,16 @@ def attend(
       positions: int32, position of each token inside its own sequence, -1 at padding.
       paths: which paths.
     """
+    arrays = q, k, v, slots, probability, gate, positions
+    groups = row_groups(q, 1 if slots is None else slots.shape[-1])
+    if groups == 1:
+        return _attend(*arrays, paths)
+    split = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), arrays)
+    return jax.lax.map(lambda rows: _attend(*rows, paths), split).reshape(q.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
+def _attend(q, k, v, slots, probability, gate, positions, paths):
     return _save(q, k, v, slots, probability, gate, positions, paths)[0]
 
 
@@ -171,4 +181,4 @@ def _backward(paths, saved, d_out):
     return d_q, d_k, d_v, None, d_probability, d_gate, None
 
 
-attend.defvjp(_save, _backward)
+_attend.defvjp(_save, _backward)

@@ -90,7 +90,8 @@ def test_what_the_kernels_cannot_serve_is_named(change, message):
         ((1, 8, 34, 16), "float32", "17 query heads share a key"),
         ((1, 8, 2, 16), "float16", "float16 is neither"),
         ((1, 2**17 + 1, 2, 16), "bfloat16", "rows of length=131073 are above 131072"),
-        ((2**10, 2**10, 8, 64), "bfloat16", "2147483648 elements .* int32"),
+        ((1, 2**17, 32, 128), "bfloat16", "a row has 2147483648 elements .* int32"),
+        ((2**15, 2**14, 2, 1), "bfloat16", "4294967296 blocks are selected; offsets .* int32"),
     ],
 )
 def test_shapes_that_the_kernels_cannot_serve_are_named(shape, dtype, message):

@@ -10,7 +10,7 @@ from cases import IMPLEMENTATIONS, D, G, H, row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import blossom_attention, selected_attention
+from pallas_kernels import blossom_attention, selected_attention, triton_limits
 
 LENGTH, S, N, W = 48, 4, 2, 3
 sequences = st.lists(st.integers(1, 16), min_size=1, max_size=3)
@@ -129,3 +129,35 @@ def test_everything_selected_is_dense_attention(implementation):
     )
     want = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
     np.testing.assert_allclose(got, want, atol=2e-6)
+
+
+def test_rows_in_groups_give_the_same_numbers(monkeypatch):
+    inputs = arrays(3, batch=6)
+    rows = row(LENGTH, 20, 20), row(LENGTH, LENGTH), row(LENGTH, -1, 30)
+    positions = jnp.stack(rows * 2)
+
+    def gradients():
+        def loss(*floats):
+            out = blossom_attention(
+                *(*floats, positions),
+                **{"block_size": S, "num_selected": N, "window": W},
+                selection_gradient="straight_through",
+                implementation="triton_interpret",
+            )
+            return (out**2).sum(), out
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True))(*inputs)
+
+    whole = gradients()
+    of_a_row = triton_limits.part_elements(inputs[0], N)
+    monkeypatch.setattr(triton_limits, "MOST_ELEMENTS", 2 * of_a_row)
+    assert triton_limits.row_groups(inputs[0], N) == 3
+    same = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-4)
+    jax.tree.map(same, gradients(), whole)
+
+
+@pytest.mark.parametrize("batch, most, groups", [(6, 6, 1), (6, 5, 2), (6, 1, 6), (7, 3, 7)])
+def test_groups_of_rows_are_the_fewest_of_equal_size(monkeypatch, batch, most, groups):
+    q = jax.ShapeDtypeStruct((batch, 8, 2, 24), jnp.float32)
+    monkeypatch.setattr(triton_limits, "MOST_ELEMENTS", most * 8 * 2 * 32 * 4 + 1)
+    assert triton_limits.row_groups(q, 4) == groups
