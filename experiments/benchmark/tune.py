@@ -53,7 +53,7 @@ def _near_queries() -> list[NearTiles]:
 
 
 def _near_keys() -> list[NearTiles]:
-    return [NearTiles(rows, warps) for rows in (32, 64, 128) for warps in (2, 4, 8)]
+    return [NearTiles(rows, warps) for rows in (16, 32, 64) for warps in (1, 2, 4)]
 
 
 def _blocks() -> list[BlockTiles]:
