@@ -22,8 +22,8 @@ Params = Any  # a pytree
 Batch = dict[str, Any]  # of arrays, from evaluation_batches
 Encode = Callable[[Params, Batch], tuple[Float[Array, "u M"], Float[Array, "R M"] | None]]
 
-# No trials to choose the program of a product: they take minutes, evaluation seconds, and another
-# choice the next time would order near ties otherwise.
+# No trials to choose the programs of matrix products: they take minutes where an evaluation takes
+# seconds, and another choice the next time could order near ties otherwise.
 _GPU_OPTIONS = {"xla_gpu_autotune_level": 0}
 
 
@@ -115,7 +115,7 @@ class Evaluator:
         """
         place = sharding.batch_sharding(self._mesh)
         places = self._no_places(with_coverage)
-        lowered = {}
+        needed, lowered = [], {}
         for users, *tokens, seen in shapes:
             sizes = {"item_ids": tokens, "positions": tokens, "last": [users], "target": [users]}
             sizes |= {"seen": [users, seen], "negatives": [users, *negatives_shape]}
@@ -123,11 +123,13 @@ class Evaluator:
                 name: jax.ShapeDtypeStruct(tuple(size), jnp.int32, sharding=place)
                 for name, size in sizes.items()
             }
-            lowered[_key(inputs, places)] = self._rank.lower(params, inputs, places)
+            key = _key(inputs, places)
+            needed.append(key)
+            if key not in self._programs:
+                lowered[key] = self._rank.lower(params, inputs, places)
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            programs = dict(zip(lowered, pool.map(self._compile, lowered.values()), strict=True))
-        self._programs |= programs
-        return max(map(memory.program_bytes, programs.values()), default=0)
+            self._programs |= zip(lowered, pool.map(self._compile, lowered.values()), strict=True)
+        return max((memory.program_bytes(self._programs[key]) for key in needed), default=0)
 
     def _compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         on_gpu = self._mesh.devices.flat[0].platform == "gpu"

@@ -164,7 +164,7 @@ def fma(a, b, c, interpret: bool):
 
 
 def fms(a, b, c, interpret: bool):
-    """Returns a * b - c as `fma` does: a negative argument is an instruction of its own."""
+    """Returns a * b - c in one instruction: the compiler behind Triton folds the negation in."""
     if interpret:
         return a * b - c
     shape = jnp.broadcast_shapes(*(jnp.shape(x) for x in (a, b, c)))
@@ -185,7 +185,7 @@ def widen(x, interpret: bool):
     [result] = plgpu.elementwise_inline_asm(
         "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;",
         args=[x],
-        constraints="=r,=r,r",
+        constraints="=&r,=r,r",
         pack=2,
         result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.float32)],
     )

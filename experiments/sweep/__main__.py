@@ -6,7 +6,7 @@ r"""Trains the rows of a table with several seeds, and says which differences ar
 configs/sweeps/quickstart.py tells the format of sweep files. The same command again resumes what
 was stopped, and prints the table again when all is done. More seeds, or more rows, may be asked for
 later. Every row is trained in a process of its own; `--jobs=2` trains two rows at a time, and
-`--jobs=2 --gpus=0,1` each on a GPU of its own.
+`--gpus=0,1` likewise, each on a GPU of its own.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         type=lambda text: [name for name in text.split(",") if name],
         default=[],
         metavar="N,..",
-        help="spread the rows over these GPUs, one each",
+        help="train each row on one of these GPUs; with --jobs=1 as many rows at a time",
     )
     parser.add_argument(
         "--together",
@@ -58,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
         row: [sys.executable, "-m", "experiments.sweep", *argv, f"--only={row}"]
         for row in sweep.rows
     }
-    codes = processes.run_all(commands, jobs=arguments.jobs, gpus=arguments.gpus)
+    jobs = arguments.jobs if arguments.jobs > 1 else max(1, len(arguments.gpus))
+    codes = processes.run_all(commands, jobs=jobs, gpus=arguments.gpus)
     print(folder.summarize(workdir))
     return next((code for code in codes.values() if code), 0)
 

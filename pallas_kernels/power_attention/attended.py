@@ -1,8 +1,10 @@
 """Which of a product's keys each query attends, as the bits of a word: tested in one instruction.
 
-A tile of T queries meets columns of keys: `band` tokens, the last of them the tile's own, then T
-tokens for each shift. A query's distances stand in the same order for all, moved by its own place
-in the tile. So a pattern that is known when compiling is moved, and cut where the sequence begins.
+Where queries are walked (`attended`), a tile of T queries meets columns of keys: `band` tokens, the
+last of them the tile's own, then T tokens for each shift. A query's distances stand in the same
+order for all, moved by its own place in the tile. So a pattern that is known when compiling is
+moved, and cut where the sequence begins. Where keys are walked (`attending`), a tile of T keys
+meets the queries of its own tile and of those ahead, and a query's word has a bit for each key.
 """
 
 import jax
@@ -55,6 +57,7 @@ def attending(position, index, step, sizes: NearSizes):
     Returns:
       int32[rows]: a bit for each key, by path, the first path in the lowest.
     """
+    assert sizes.tokens <= 16 and sizes.tokens * len(sizes.paths) <= 32  # bits of a word
     own, words = step * sizes.tokens + index, []  # distance from the tile's first key
     if "long" in sizes.paths:
         in_block = jnp.where(position >= 0, jax.lax.rem(position, sizes.block_size), -1)
@@ -69,7 +72,11 @@ def attending(position, index, step, sizes: NearSizes):
 
 
 def _near(step, sizes: NearSizes):
-    """Finds the tokens near the last query of a tile so many steps ahead, from a tile's first."""
+    """Finds the near keys of the last query of a tile `step` tiles ahead of the keys'.
+
+    Returns:
+      int32: bit b, counted from the tile's first key, is the distance `(step + 1) * T - 1 - b`.
+    """
     farthest, last = sizes.behind + sizes.tokens, sizes.tokens - 1
 
     def word(m):

@@ -45,13 +45,13 @@ class NearTiles:
     def by_keys(cls, head_size: int, dtype: jax.typing.DTypeLike) -> "NearTiles":
         """Chooses tiles by shape for the kernel that walks the keys.
 
-        Up to 32 query heads, in one warp if registers have room.
+        Up to 32 query heads, in f32 no more than 16; in one warp if registers have room.
 
         Args:
           head_size: D, padded.
           dtype: of the arrays.
         """
         if dtype != jnp.bfloat16:
-            return cls(16, warps_for(16 * head_size, 8, least=4))
+            return cls(16, warps_for(16 * head_size, 8, least=1))
         rows = 32 if head_size <= 64 else 16
         return cls(rows, warps_for(rows * head_size, 32 if head_size <= 16 else 16, least=1))

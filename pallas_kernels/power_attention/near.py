@@ -123,8 +123,8 @@ class NearSizes:
         count = len(self.products)
         return 1 if count * registers <= MOST_REGISTERS else count
 
-    def small(self, k) -> bool:
-        """Says whether `near_keys` has registers to read more than it multiplies.
+    def holds_reads(self, k) -> bool:
+        """Says whether `near_keys` has registers for what it reads until it is multiplied.
 
         Args:
           k: the keys, for their dtype and columns.

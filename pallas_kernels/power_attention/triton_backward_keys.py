@@ -1,8 +1,8 @@
 """Kernel of the gradients of keys and values, from queries near them: see triton_backward.py.
 
-A tile of 16 keys are the rows of each product and some query heads its columns, in one warp: what
-comes out of the first products goes into the second ones as it stands in registers, and no warp
-waits for another. Keys a power of two behind the queries are in triton_backward_shifts.py.
+A tile of 16 keys are the rows of each product and some query heads its columns: what comes out of
+the first products goes into the second ones as it stands in registers. Small heads take one warp,
+which waits for no other. Keys a power of two behind the queries are in triton_backward_shifts.py.
 """
 
 import jax
@@ -27,11 +27,11 @@ from pallas_kernels.triton_tools import (
 )
 
 
-def _meet(queries, words, tile, sizes: NearSizes, interpret: bool):
+def _meet_band(queries, words, tile, sizes: NearSizes, interpret: bool):
     """Weights and gradients of the logits, summed over the paths.
 
     Args:
-      queries: a tile of the band; their totals negative.
+      queries: a tile of the band; their totals with the opposite sign, as additions want them.
       words: int32[rows], from `attending`.
       tile: keys and values [keys, D].
       sizes: static sizes.
@@ -43,7 +43,7 @@ def _meet(queries, words, tile, sizes: NearSizes, interpret: bool):
     keys, values = tile
     scores = dot(keys, queries.q, interpret, transpose_b=True)
     d_weights = dot(values, queries.d_out, interpret, transpose_b=True)
-    weights = d_logits = jnp.zeros(scores.shape, jnp.float32)
+    weights = d_logits = jnp.float32(0)
     scale, index = jnp.float32(sizes.log2_scale), jnp.arange(sizes.tokens, dtype=jnp.int32)
     for n, (log_total, mean) in enumerate(queries.totals.values()):
         bit = jax.lax.shift_left(jnp.int32(1), index + n * sizes.tokens)
@@ -64,7 +64,6 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     steps = (1 + sizes.behind // sizes.tokens) * sizes.parts
     position = _band_tile(x, jnp.int32(0), place, sizes)[0].position
     kv = [read(ref, tile.row, tile.position >= 0, columns=columns) for ref in (x.k, x.v)]
-    blocks = _block_parts(x, tile, b, g, sizes) if x.parts else []
     sums = [jnp.zeros((sizes.tokens, columns), jnp.float32)] * 2
     if "short" in sizes.paths and sizes.shifts:
         sums = shifted_keys(x, kv, place, sizes, interpret)
@@ -73,24 +72,23 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
         position, (d_k, d_v) = carry
         band, step = _band_tile(x, n, place, sizes)
         found = _read_band(x, band._replace(position=position), step, first, sizes)
-        position = _band_tile(x, n + 1, place, sizes)[0].position
-        if sizes.small(x.k):
+        position = _band_tile(x, n + 1, place, sizes)[0].position  # waited for in the next step
+        if sizes.holds_reads(x.k):
             found = jax.tree.map(lambda y: hold(y, program), found)
         words, queries = found
-        weights, d_logits = _meet(queries, words, kv, sizes, interpret)
+        weights, d_logits = _meet_band(queries, words, kv, sizes, interpret)
         dtype = queries.q.dtype
         d_k += dot(d_logits.astype(dtype), queries.q, interpret)
         d_v += dot(weights.astype(dtype), queries.d_out, interpret)
         return position, [d_k, d_v]
 
-    zero = [jnp.zeros_like(total) for total in sums]
-    _, band = jax.lax.fori_loop(0, steps, add, (position, zero))
-    d_k, d_v = (some + more for some, more in zip(sums, band, strict=True))
+    _, (d_k, d_v) = jax.lax.fori_loop(0, steps, add, (position, sums))
+    blocks = _block_parts(x, tile, b, g, sizes) if x.parts else []
     real = (tile.position >= 0)[:, None]
-    found = [jnp.where(real, total, 0.0) for total in (d_k * sizes.scale, d_v)]
+    totals = [jnp.where(real, total, 0.0) for total in (d_k * sizes.scale, d_v)]
     for n, part in enumerate(blocks):
-        found[n] += part.astype(jnp.float32)
-    for ref, total in zip(out, found, strict=True):
+        totals[n] += part.astype(jnp.float32)
+    for ref, total in zip(out, totals, strict=True):
         write(ref, tile.row, tile.inside, total)
 
 
@@ -104,7 +102,7 @@ def _band_tile(x: Inputs, n, place, sizes: NearSizes):
 
 
 def _read_band(x: Inputs, tile: Tile, step, first, sizes: NearSizes):
-    """Finds which keys a tile of queries attends, and reads it; its totals are made negative."""
+    """Finds which keys a tile of queries attends, and reads it, its totals with opposite signs."""
     queries = read_queries(x, tile.row, tile.position >= 0, sizes.paths)
     negative = {name: PathTotals(-y.log_total, -y.mean) for name, y in queries.totals.items()}
     index = tile.token - first - step * sizes.tokens

@@ -12,7 +12,7 @@ from pallas_kernels.power_attention.triton_backward import Inputs, PathTotals, Q
 from pallas_kernels.triton_tools import NOTHING, exp2, fma, fms, read, widen
 
 HEADS_AT_ONCE = 4
-SPLITS = 3  # a thread has 8 columns
+SPLITS = 3  # of the columns in two: in bf16 a thread has 8 of them
 
 
 def shifted_keys(x: Inputs, kv, place, sizes: NearSizes, interpret: bool):
@@ -49,7 +49,7 @@ def shifted_keys(x: Inputs, kv, place, sizes: NearSizes, interpret: bool):
         for queries in found:
             q, d_out = (_columns(widen(y, interpret)) for y in (queries.q, queries.d_out))
             totals = queries.totals["short"]
-            weight, d_logit = _meet(totals, q, d_out, key, value, sizes, interpret)
+            weight, d_logit = _meet_ahead(totals, q, d_out, key, value, sizes, interpret)
             d_k = [fma(d_logit, y, total, interpret) for y, total in zip(q, d_k, strict=True)]
             d_v = [fma(weight, y, total, interpret) for y, total in zip(d_out, d_v, strict=True)]
         return position, (d_k, d_v)
@@ -88,7 +88,7 @@ def _read_ahead(x: Inputs, n, position, place, split, sizes: NearSizes):
 
 
 def _columns(x):
-    """Splits a tile [rows, D] by every eighth column, all of which a thread holds."""
+    """Splits a tile [rows, D] into eight, [rows, D / 8] each: every eighth column, from each on."""
     pieces = [x]
     for _ in range(SPLITS):
         pieces = [
@@ -107,7 +107,7 @@ def _joined(pieces):
     return pieces[0]
 
 
-def _meet(totals: PathTotals, q, d_out, key, value, sizes: NearSizes, interpret: bool):
+def _meet_ahead(totals: PathTotals, q, d_out, key, value, sizes: NearSizes, interpret: bool):
     """Weight and gradient of the logit of one key for each query, [rows, 1] each."""
 
     def product(a, b):

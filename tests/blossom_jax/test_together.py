@@ -1,6 +1,8 @@
 """Runs trained together against the same runs trained alone."""
 
 import contextlib
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +105,24 @@ def test_stopped_and_resumed_from_different_steps(alone, tmp_path):
     step, calls = stacked_step(), []
     with pytest.raises(RuntimeError, match="killed"):
         fit_all(tmp_path, killed)
+    states, progresses = fit_all(tmp_path, step)
+    assert_as_alone(tmp_path, states, progresses, alone)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_and_saves(alone, tmp_path, number):
+    def signalled(state, batch):
+        if calls.append(0) or len(calls) == 2:  # after which nothing would be reported
+            os.kill(os.getpid(), number)
+        return step(state, batch)
+
+    step, calls = stacked_step(), []
+    with contextlib.ExitStack() as stack:
+        if number == signal.SIGINT:
+            message = "stopped after step 2; run the same command"
+            stack.enter_context(pytest.raises(KeyboardInterrupt, match=message))
+        fit_all(tmp_path, signalled)
+    assert len(calls) == 2
     states, progresses = fit_all(tmp_path, step)
     assert_as_alone(tmp_path, states, progresses, alone)
 

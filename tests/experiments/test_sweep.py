@@ -99,17 +99,18 @@ def test_a_command_that_fails_stops_no_other(capsys):
 
 
 def test_commands_are_spread_over_gpus(tmp_path):
-    def note(name, seconds):
+    def note(name, until=None):
         return python(
             f"""
             import os, pathlib, time
-            path = pathlib.Path({str(tmp_path)!r}) / {name!r}
-            path.write_text(os.environ["CUDA_VISIBLE_DEVICES"])
-            time.sleep({seconds})
+            folder = pathlib.Path({str(tmp_path)!r})
+            (folder / {name!r}).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+            while not (folder / {(until or name)!r}).exists():
+                time.sleep(0.01)
             """
         )
 
-    commands = {"a": note("a", 1.5), "b": note("b", 0), "c": note("c", 0), "d": note("d", 0)}
+    commands = {"a": note("a", until="d"), "b": note("b"), "c": note("c"), "d": note("d")}
     assert set(processes.run_all(commands, jobs=2, gpus=["3", "5"]).values()) == {0}
     assert {name: (tmp_path / name).read_text() for name in commands} == {
         "a": "3",  # which is taken for as long as all others run
