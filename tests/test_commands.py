@@ -60,7 +60,7 @@ SMALL["sweep"] = [*SMALL["train"], "--seeds=1", "--sweep=configs/sweeps/quicksta
 SMALL["baselines"] = SMALL["train"]
 TRAINS = ("train", "sweep", "baselines")  # write the folder that --workdir names
 # Commands that need what is not here, and what they say then.
-REFUSED = {"benchmark tune": "tune needs a GPU"}
+REFUSED = {"benchmark tune": "tune needs a GPU", "benchmark kernels": "kernels needs a GPU"}
 
 
 def commands(page):

@@ -8,6 +8,7 @@ python -m experiments.benchmark step --lengths=64,1024,4096 --plot=step.svg
 python -m experiments.benchmark evaluation --dataset=yelp
 python -m experiments.benchmark latency --json=latency.jsonl
 python -m experiments.benchmark bounded --workdir=runs/ml_1m
+python -m experiments.benchmark kernels --tokens=1048576 --dtype=bfloat16
 python -m experiments.benchmark tune --output=tiles.json
 python -m experiments.benchmark gpu-report --few --output=report
 python -m experiments.benchmark devices --devices=1,2
@@ -31,6 +32,7 @@ COMMANDS = {
     "evaluation": "a full-ranking evaluation against an epoch of training",
     "latency": "a recommendation after one more event, against encoding the whole history",
     "bounded": "the error of states that forget, on a trained run",
+    "kernels": "each GPU kernel of attention by itself",
     "tune": "tiles of the GPU kernels",
     "devices": "the training step on several devices against one",
     "gpu-report": "on one GPU: attention, and training with it",
