@@ -24,7 +24,7 @@ Encode = Callable[[Params, Batch], tuple[Float[Array, "u M"], Float[Array, "R M"
 
 # No trials to choose the programs of matrix products: they take minutes where an evaluation takes
 # seconds, and another choice the next time could order near ties otherwise.
-_GPU_OPTIONS = {"xla_gpu_autotune_level": 0}
+_GPU_OPTIONS: dict[str, str | bool] = {"xla_gpu_autotune_level": "0"}
 
 
 def encode_last(graphdef: nnx.GraphDef) -> Encode:
