@@ -65,6 +65,7 @@ def row_groups(q, num_selected: int) -> int:
       q: [B, L, H, D], which `refusal` does not refuse.
       num_selected: N.
     """
-    most = MOST_ELEMENTS // part_elements(q, num_selected)  # rows at a time
+    most = MOST_ELEMENTS // max(1, part_elements(q, num_selected))  # rows at a time
     batch = q.shape[0]
-    return next(n for n in range(1, batch + 1) if batch % n == 0 and batch <= n * most)
+    fitting = (n for n in range(1, batch + 1) if batch % n == 0 and batch <= n * most)
+    return next(fitting, 1)  # an empty batch is one group
