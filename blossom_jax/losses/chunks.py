@@ -59,29 +59,42 @@ def sum_with_gradients(
 
 
 def over_chunks(
-    add_chunk: Callable[[Any, jax.Array], Any], sums: Any, targets: jax.Array, chunk: int
+    add_chunk: Callable[[Any, jax.Array], Any],
+    sums: Any,
+    targets: jax.Array,
+    chunk: int,
+    mesh: jax.sharding.Mesh | None,
 ) -> Any:
-    """Adds up chunks of the tokens that have a target.
+    """Adds up chunks of the tokens that have a target, of one size as nearly as can be.
+
+    A CPU takes as many as there are targets for. An accelerator takes all: a loop whose turns are
+    counted while it runs would ask the host before each, and wait for the answer.
 
     Args:
-      add_chunk: `(sums, tokens) -> sums`, where `tokens` holds the places of `chunk` tokens; past
+      add_chunk: `(sums, tokens) -> sums`, where `tokens` holds the places of a chunk's tokens; past
         the last one with a target it holds the number of all tokens.
       sums: Where to begin.
       targets: int32[T], 0 where there is none.
-      chunk: Tokens in a chunk.
+      chunk: Tokens in a chunk, at most.
+      mesh: As in `sum_with_gradients`.
     """
-    num_tokens = targets.shape[0]
-    chunk = min(chunk, num_tokens)
-    has_target = targets > 0
-    padded = -(-num_tokens // chunk) * chunk
-    (tokens,) = jnp.nonzero(has_target, size=padded, fill_value=num_tokens)
-    if padded == chunk:  # no loop, before each turn of which a GPU would ask its host
+    num_tokens, has_target = targets.shape[0], targets > 0
+    turns = -(-num_tokens // chunk)
+    chunk = -(-num_tokens // turns)
+    (tokens,) = jnp.nonzero(has_target, size=turns * chunk, fill_value=num_tokens)
+    if turns == 1:
         return add_chunk(sums, tokens)
 
     def step(i, sums):
         return add_chunk(sums, lax.dynamic_slice_in_dim(tokens, i * chunk, chunk))
 
-    return lax.fori_loop(0, -(-jnp.sum(has_target) // chunk), step, sums)
+    needed = -(-jnp.sum(has_target) // chunk) if platform_of(mesh) == "cpu" else turns
+    return lax.fori_loop(0, needed, step, sums)
+
+
+def platform_of(mesh: jax.sharding.Mesh | None) -> str:
+    """Returns "cpu", "gpu" or "tpu": what runs the computation."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
 def own_rows(

@@ -41,9 +41,9 @@ def full_cross_entropy(
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Sums -log softmax over the catalogue, over the tokens that have a target.
 
-    Logits exist for `chunk` tokens at a time, and only for tokens that have a target. They are
-    computed once: the gradients are formed together with the loss (three products in all), and
-    the backward pass only scales them.
+    Logits exist for a chunk of the tokens at a time, see `chunks.over_chunks`. They are computed
+    once: the gradients are formed together with the loss (three products in all), and the backward
+    pass only scales them.
 
     Args:
       hidden: Output of the model, f32 or bf16; products are taken in this type and summed in f32.
@@ -95,7 +95,7 @@ def _loss(hidden, table, targets, *, options):
     def add_chunk(loss, tokens):
         return loss + _chunk_loss(hidden, own, tokens, options).loss
 
-    loss = chunks.over_chunks(add_chunk, jnp.float32(0), targets, options.chunk)
+    loss = chunks.over_chunks(add_chunk, jnp.float32(0), targets, options.chunk, options.mesh)
     return sum_over(sharding.DATA, loss, options.mesh)
 
 
@@ -116,7 +116,9 @@ def _loss_and_gradients(hidden, table, targets, *, options):
         )
 
     zeros = jnp.float32(0), jnp.zeros(hidden.shape), jnp.zeros(table.shape[::-1])
-    loss, dhidden, dtable = chunks.over_chunks(add_chunk, zeros, targets, options.chunk)
+    loss, dhidden, dtable = chunks.over_chunks(
+        add_chunk, zeros, targets, options.chunk, options.mesh
+    )
     dtable = _minus_labels(dtable.T, hidden, targets, own, options)
     dhidden = sum_over(sharding.MODEL, dhidden, options.mesh).astype(hidden.dtype)
     dtable = sum_over(sharding.DATA, dtable, options.mesh).astype(table.dtype)

@@ -9,6 +9,7 @@ import jax
 
 from blossom_jax.errors import UserError
 from blossom_jax.losses import negatives, sampled
+from blossom_jax.losses.chunks import platform_of
 from blossom_jax.losses.cross_entropy import full_cross_entropy
 
 FULL = "cross_entropy"
@@ -54,8 +55,8 @@ class LossConfig:
       loss: "cross_entropy" over the whole catalogue; or by sampled negatives "sampled_softmax",
         "gbce", "bce" or "bpr", see `sampled`.
       loss_chunk: Tokens whose logits exist at once, at most. 0 = 1,024; on an accelerator, over the
-        whole catalogue, as many as `full_cross_entropy` allows: each chunk asks the host there. Of
-        seeds that train together each has as many.
+        whole catalogue, as many as `full_cross_entropy` allows. Of seeds that train together each
+        has as many.
       label_smoothing: See `full_cross_entropy`; of "cross_entropy" alone.
       num_negatives: K, samples of a token.
       negatives: "uniform", all items alike, or "popularity", as often as they occur in training.
@@ -145,8 +146,7 @@ def _full(hidden, table, targets, drawn, *, config, num_items, mesh):
 
 
 def _chunk(mesh: jax.sharding.Mesh | None, num_tokens: int) -> int:
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    return _CHUNK if platform == "cpu" else num_tokens
+    return _CHUNK if platform_of(mesh) == "cpu" else num_tokens
 
 
 def _draw(key, num_tokens, cumulative_counts=None, *, config, num_items):

@@ -156,7 +156,7 @@ def _part(hidden, table, targets, negatives, log_q, *, formula, chunk, mesh):
         return loss + more, dhidden.at[tokens].set(dh, mode="drop"), dtable
 
     zeros = jnp.float32(0), jnp.zeros_like(hidden), jnp.zeros(table.shape)
-    loss, dhidden, dtable = chunks.over_chunks(add_chunk, zeros, targets, chunk)
+    loss, dhidden, dtable = chunks.over_chunks(add_chunk, zeros, targets, chunk, mesh)
     dtable = sum_over(sharding.DATA, dtable, mesh).astype(table.dtype)
     return sum_over(sharding.DATA, loss, mesh), (dhidden, dtable)
 

@@ -85,9 +85,10 @@ def test_chunks_shrink_as_the_catalogue_grows():
 
 
 @pytest.mark.parametrize(
-    ("backend", "chunk", "at_once"), [("cpu", 0, 4), ("gpu", 0, 48), ("gpu", 8, 8)]
+    ("backend", "chunk", "at_once", "loops"),
+    [("cpu", 0, 4, [True, False]), ("gpu", 0, 48, [False] * 2), ("gpu", 8, 8, [False, True])],
 )
-def test_the_chunk_suits_the_device(monkeypatch, backend, chunk, at_once):
+def test_the_chunk_suits_the_device(monkeypatch, backend, chunk, at_once, loops):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(losses.objective, "_CHUNK", 4)
     loss = losses.make_loss(losses.LossConfig(loss_chunk=chunk), num_items=NUM_ITEMS)
@@ -96,7 +97,14 @@ def test_the_chunk_suits_the_device(monkeypatch, backend, chunk, at_once):
     program = str(total(hidden, table, targets))
     assert f"f32[{at_once},{ROWS}]" in program
     assert (f"f32[{TOKENS},{ROWS}]" in program) == (at_once == TOKENS)
-    assert ("while[" in program) == (at_once < TOKENS)  # a single chunk has no loop
+    # A GPU would ask its host before each turn of a loop whose end it does not know.
+    assert [word in program for word in ("while[", "scan[")] == loops
+
+
+def test_a_loop_over_all_chunks_gives_the_same(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    case = inputs(with_target=0.3)
+    assert_equal_to_dense(loss_and_gradients(*case), *case)
 
 
 def test_the_chunk_suits_the_devices_of_a_mesh():
