@@ -1,0 +1,19 @@
+"""Blossom and its dense twin at equal tuning: the same grid for both, winners by validation.
+
+    python -m experiments.sweep --config=configs/ml_1m.py --sweep=configs/sweeps/tuning.py \
+        --seeds=3 --workdir=runs/ml_1m_tuning --config.train.num_steps=2400 \
+        --config.train.schedule=wsd --config.train.patience=0 --config.eval.every_steps=600
+"""
+
+
+def get_sweep() -> dict:
+    """Returns the sweep."""
+    return {
+        "reference": "dense",
+        "metric": "full/ndcg@10",
+        "rows": {"dense": {"model.attention": "dense"}, "blossom": {}},
+        "grid": {
+            "train.learning_rate": (5e-4, 1e-3, 2e-3),
+            "model.dropout": (0.1, 0.2, 0.3),
+        },
+    }
