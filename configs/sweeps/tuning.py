@@ -3,6 +3,8 @@
     python -m experiments.sweep --config=configs/ml_1m.py --sweep=configs/sweeps/tuning.py \
         --seeds=3 --workdir=runs/ml_1m_tuning --config.train.num_steps=2400 \
         --config.train.schedule=wsd --config.train.patience=0 --config.eval.every_steps=600
+
+Nine trials of a row, and two seeds more of its winner.
 """
 
 

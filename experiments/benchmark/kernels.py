@@ -24,6 +24,7 @@ from experiments.benchmark.sizes import Draws
 
 KERNELS = (
     "selection_forward",
+    "list_begins",
     "blocks_forward",
     "near_forward",
     "blocks_backward",
