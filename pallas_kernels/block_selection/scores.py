@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.block_selection.config import SelectionTiles
-from pallas_kernels.masked_softmax import MASKED, at_least_f32
+from pallas_kernels.masked_softmax import at_least_f32
 from pallas_kernels.triton_tools import dot, read
 
 BF16_BITS = -(2**16)  # those of f32 that bf16 has
@@ -172,6 +173,17 @@ def read_keys(x: Inputs, first, b, g, sizes: SelectionSizes):
     """Reads a tile of summary keys: their slots, rows, which there are, and values."""
     slot, row, real = key_rows(first, sizes.tiles.slots, b, g, sizes)
     return slot, row, real, read(x.summary_keys, row, real, columns=x.summary_keys.shape[1])
+
+
+def read_keys_across(x: Inputs, first, count: int, b, g, sizes: SelectionSizes):
+    """Reads `count` summary keys, transposed: [D, count]."""
+    ref = x.summary_keys
+    _, row, real = key_rows(first, count, b, g, sizes)
+    column = jax.lax.broadcasted_iota(jnp.int32, (ref.shape[1], count), 0)
+    at = jnp.broadcast_to(row[None, :], column.shape), column
+    if real is None:
+        return plgpu.load(ref.at[at])
+    return plgpu.load(ref.at[at], mask=jnp.broadcast_to(real[None, :], column.shape), other=0.0)
 
 
 def products(queries: Queries, keys, interpret: bool, *, transpose: bool):

@@ -145,6 +145,9 @@ def near_forward_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
 
     keys = read_step(0) if steps == 1 else None  # ahead of all other reads
     q = read(x.q, tile.row, real, columns=x.q.shape[1])
+    gates = []
+    if x.gate is not None:
+        gates = [read(x.gate, tile.row * 2 + n, real) for n in range(len(sizes.paths))]
     selected = _selected(x.parts, tile, sizes, interpret) if x.parts else None
 
     def meet(step):
@@ -172,7 +175,7 @@ def near_forward_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
         if x.gate is None:
             mixed = path
         else:
-            gate = read(x.gate, tile.row * 2 + n, real).astype(jnp.float32)
+            gate = hold(gates[n], program).astype(jnp.float32)
             mixed = fma(gate[:, None], path, jnp.float32(mixed), interpret)
             log_gate = log2(jnp.maximum(gate, LEAST_GATE), interpret)
             log_total = jnp.where(log_total < NOTHING, log_total - log_gate, NOTHING)
