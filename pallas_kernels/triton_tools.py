@@ -227,6 +227,15 @@ def read(ref, rows, real, other=0.0, columns: int | None = None):
     return plgpu.load(ref.at[at], mask=real, other=other)
 
 
+def read_across(ref, rows, real, columns: int):
+    """Reads what `read` reads of a matrix, transposed: [D, rows], 0 if not real."""
+    column = jax.lax.broadcasted_iota(jnp.int32, (columns, rows.size), 0)
+    at = jnp.broadcast_to(rows[None, :], column.shape), column
+    if real is None:
+        return plgpu.load(ref.at[at])
+    return plgpu.load(ref.at[at], mask=jnp.broadcast_to(real[None, :], column.shape), other=0.0)
+
+
 def write(ref, rows, real, value) -> None:
     """Writes what `read` reads, in the array's dtype."""
     value = value.astype(ref.dtype)
