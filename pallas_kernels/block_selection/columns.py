@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.block_selection.scores import SelectionSizes
-from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.triton_tools import fma, reciprocal
 
 INTEGER = 1.5 * 2**23  # f32 from INTEGER - 2**22 to INTEGER + 2**22 are integers
@@ -129,7 +128,8 @@ def _take(columns: Columns, unit, sizes: SelectionSizes) -> Best:
     for _ in range(sizes.num_selected):
         best.append(lists[0].max(1))
         there = lists[0] == best[-1][:, None]
-        lists = [jnp.where(there, after, x) for x, after in zip(lists, [*lists[1:], NO_KEY])]
+        following = [*lists[1:], NO_KEY]
+        lists = [jnp.where(there, *x) for x in zip(following, lists, strict=True)]
     rest = jnp.maximum(rest, lists[0]).max(1)
     slots, clear, lowest = [], (best[-1] > LEAST_KEY) | (rest < LEAST_KEY), best[0]
     for key, following in zip(best, [*best[1:], rest], strict=True):

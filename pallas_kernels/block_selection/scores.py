@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.block_selection.config import SelectionTiles
-from pallas_kernels.masked_softmax import MASKED, at_least_f32
+from pallas_kernels.masked_softmax import at_least_f32
 from pallas_kernels.triton_tools import dot, read
 
 BF16_BITS = -(2**16)  # those of f32 that bf16 has

@@ -74,25 +74,32 @@ def selection_forward_kernel(
     if with_probability or not sizes.by_columns:
         _select_sorted(x, (first, b, g), out, sizes, with_probability, interpret)
         return
-    clear, nothing = _select_by_columns(x, (first, b, g), out, sizes, interpret)
+    clear, floor, nothing = _select_by_columns(x, (first, b, g), out, sizes, interpret)
 
     @pl.when(clear == 0)
     def _():  # finds everything anew, so that no register holds it until here
         anew = first + nothing, b, g
-        _select_sorted(x, anew, out, sizes, with_probability, interpret)
+        _select_sorted(x, anew, out, sizes, with_probability, interpret, floor)
 
 
 def _score(x: Inputs, queries: Queries, at, first_slot, count: int, sizes, interpret: bool):
     """Scores queries and `count` slots."""
-    _, row, real = key_rows(first_slot, count, *at[1:], sizes)
+    _, b, g = at
+    _, row, real = key_rows(first_slot, count, b, g, sizes)
     keys = read_across(x.summary_keys, row, real, columns=x.summary_keys.shape[1])
     return products(queries, keys, interpret, transpose=False)
 
 
 def _select_by_columns(x: Inputs, at, out, sizes: SelectionSizes, interpret: bool):
-    """Selects by columns; returns whether that is sure for all queries, and 0, but no literal."""
-    queries = read_queries(x, *at, sizes)
-    slots, width = slot_range(x, at[0], at[1], sizes), 2 * sizes.tiles.slots
+    """Selects by columns.
+
+    Returns:
+      Whether that is sure for all queries; for each what its best N are above, or `MASKED`; and 0,
+      but no literal.
+    """
+    first, b, g = at
+    queries = read_queries(x, first, b, g, sizes)
+    slots, width = slot_range(x, first, b, sizes), 2 * sizes.tiles.slots
     found = over_columns(
         lambda n: _score(x, queries, at, n * width, width, sizes, interpret),
         lambda n, keys: hide(queries, slots, n * width, keys, NO_KEY),
@@ -105,22 +112,26 @@ def _select_by_columns(x: Inputs, at, out, sizes: SelectionSizes, interpret: boo
         _write(out["slots"], queries, n, slot, sizes)
     spread = found.highest - found.lowest + 2 * found.unit
     sure = _surely_probable(found.highest, spread, queries, interpret) | (found.slots[0] < 0)
-    return jnp.where(found.clear & sure, 1, 0).min(), jnp.minimum(slots.begin, 0)
+    floor = jnp.where(found.slots[-1] >= 0, found.lowest - 2 * found.unit, MASKED)
+    floor = jnp.where(floor > MASKED, floor, MASKED)  # neither where it overflows
+    return jnp.where(found.clear & sure, 1, 0).min(), floor, jnp.minimum(slots.begin, 0)
 
 
 def _select_sorted(
-    x: Inputs, at, out, sizes: SelectionSizes, with_probability: bool, interpret: bool
+    x: Inputs, at, out, sizes, with_probability: bool, interpret: bool, floor=MASKED
 ):
-    """Selects by sorting in one tile of slots after the other."""
-    queries = read_queries(x, *at, sizes)
-    candidates, width = slot_range(x, at[0], at[1], sizes), sizes.tiles.slots
+    """Selects by sorting in one tile of slots after the other, of scores above `floor`."""
+    first, b, g = at
+    queries = read_queries(x, first, b, g, sizes)
+    candidates, width = slot_range(x, first, b, sizes), sizes.tiles.slots
     begin, end = candidates.begin // width, pl.cdiv(candidates.end, width)
 
     def score(n):
         found = _score(x, queries, at, n * width, width, sizes, interpret)
         return hide(queries, candidates, n * width, found, MASKED)
 
-    none = jnp.full(queries.row.shape, MASKED, jnp.float32), jnp.full_like(queries.row, -1)
+    floor = jnp.broadcast_to(jnp.asarray(floor, jnp.float32), queries.row.shape)
+    none = floor, jnp.full_like(queries.row, -1)
     values, slots = jax.lax.fori_loop(
         begin,
         end,

@@ -69,7 +69,7 @@ def test_scores_that_leave_doubt(monkeypatch, change):
 
 
 def test_few_queries_are_sorted_anew(monkeypatch):
-    def mark(x, at, out, sizes, with_probability, interpret):
+    def mark(x, at, out, sizes, with_probability, interpret, floor):
         row = triton_forward.read_queries(x, *at, sizes).row
         for n in range(sizes.num_selected):
             write(out["slots"], row * sizes.num_selected + n, None, jnp.full_like(row, -7))
