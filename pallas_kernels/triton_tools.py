@@ -192,6 +192,38 @@ def widen(x, interpret: bool):
     return result
 
 
+def pack(x, interpret: bool):
+    """Packs bf16 for a loop to carry: two entries in the int32 of the first, nothing in the other.
+
+    Triton carries bf16 entry by entry, and the compiler behind it takes them apart for that.
+    """
+    if interpret or x.dtype != jnp.bfloat16:
+        return x
+    [result] = plgpu.elementwise_inline_asm(
+        "mov.b32 $0, $2; mov.b32 $1, 0;",
+        args=[x],
+        constraints="=r,=r,r",
+        pack=2,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.int32)],
+    )
+    column = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    return jnp.where(column % 2 == 0, result, 0)
+
+
+def unpack(x, dtype, interpret: bool):
+    """Unpacks what `pack` packed of a dtype."""
+    if interpret or dtype != jnp.bfloat16:
+        return x
+    [result] = plgpu.elementwise_inline_asm(
+        "mov.b32 $0, $1;",
+        args=[x],
+        constraints="=r,r,r",
+        pack=2,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.bfloat16)],
+    )
+    return result
+
+
 def hold(x, program):
     """Returns what was read; keeps it in registers until here.
 
@@ -225,6 +257,15 @@ def read(ref, rows, real, other=0.0, columns: int | None = None):
     if real is None:
         return plgpu.load(ref.at[at])
     return plgpu.load(ref.at[at], mask=real, other=other)
+
+
+def read_across(ref, rows, real, columns: int):
+    """Reads what `read` reads of a matrix, transposed: [D, rows], 0 if not real."""
+    column = jax.lax.broadcasted_iota(jnp.int32, (columns, rows.size), 0)
+    at = jnp.broadcast_to(rows[None, :], column.shape), column
+    if real is None:
+        return plgpu.load(ref.at[at])
+    return plgpu.load(ref.at[at], mask=jnp.broadcast_to(real[None, :], column.shape), other=0.0)
 
 
 def write(ref, rows, real, value) -> None:

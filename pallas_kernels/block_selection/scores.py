@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.block_selection.config import SelectionTiles
-from pallas_kernels.masked_softmax import MASKED
+from pallas_kernels.masked_softmax import at_least_f32
 from pallas_kernels.triton_tools import dot, read
 
-MANTISSA_BITS = 23
-MOST_TILE_BITS = 8  # of a mantissa, for the number of a tile
+BF16_BITS = -(2**16)  # those of f32 that bf16 has
+BOUND_ROUNDING = 1.01  # far above what the rounding of sums of products comes to
+MOST_SLOT_BITS = 13  # of a key, for the number of its slot
 MOST_REPEATS = 0.1  # share of programs that may have to sort anew
 
 
@@ -52,26 +53,16 @@ class SelectionSizes:
         return pl.cdiv(self.slots, 2 * self.tiles.slots)
 
     @property
-    def tile_bits(self) -> int:
-        """Bits that the number of a tile takes."""
-        return (2 * self.tile_pairs - 1).bit_length()
-
-    @property
-    def tile_mask(self) -> int:
-        """Those bits, all set."""
-        return 2**self.tile_bits - 1
-
-    @property
-    def rounding(self) -> float:
-        """Bound of the relative error of a score whose last bits are a tile's number."""
-        return 2.0 ** (self.tile_bits - MANTISSA_BITS)
+    def slot_bits(self) -> int:
+        """Bits that the number of a slot takes."""
+        return (2 * self.tile_pairs * self.tiles.slots - 1).bit_length()
 
     @property
     def by_columns(self) -> bool:
         """Whether three of a query's best in one column are rare: see columns.py."""
         threes = math.comb(self.num_selected, 3) / self.tiles.slots**2
         rare = self.tiles.queries * threes <= MOST_REPEATS
-        return rare and self.tile_bits <= MOST_TILE_BITS
+        return rare and self.slot_bits <= MOST_SLOT_BITS
 
 
 class Inputs(NamedTuple):
@@ -82,12 +73,14 @@ class Inputs(NamedTuple):
       summary_keys: [B * slots * G, D].
       first: int32[B * L], first candidate slot of each token.
       number: int32[B * L], how many candidates follow it.
+      largest: f32[B * G], the largest entry of a head's summary keys; None where none is asked for.
     """
 
     queries: Any
     summary_keys: Any
     first: Any
     number: Any
+    largest: Any = None
 
 
 class Queries(NamedTuple):
@@ -99,6 +92,7 @@ class Queries(NamedTuple):
       first: int32[queries], first candidate slot.
       number: int32[queries] of candidates.
       pieces: [queries, D] each; their sum is the mean query, to the last bit of f32.
+      bound: f32[queries], that no score exceeds; None where `Inputs.largest` is.
     """
 
     row: Any
@@ -106,6 +100,23 @@ class Queries(NamedTuple):
     first: Any
     number: Any
     pieces: tuple
+    bound: Any
+
+
+class Slots(NamedTuple):
+    """The slots of a tile of queries, int32 each.
+
+    Attributes:
+      begin: first slot that some query may select.
+      end: their end.
+      all_from: first slot that every query may select.
+      all_to: their end.
+    """
+
+    begin: Any
+    end: Any
+    all_from: Any
+    all_to: Any
 
 
 def place(program, count: int, kv_heads: int):
@@ -120,64 +131,91 @@ def read_queries(x: Inputs, first, b, g, sizes: SelectionSizes) -> Queries:
     at = b * sizes.length + token
     row = at * sizes.kv_heads + g
     first_slot, number = (read(ref, at, real, other=0) for ref in (x.first, x.number))
-    rest = _mean_query(x.queries, row, real & (number > 0), sizes)
-    pieces, dtype = [], x.summary_keys.dtype
-    for _ in range(1 if dtype == jnp.float32 else 3):
-        pieces.append(rest.astype(dtype))
-        rest -= pieces[-1].astype(jnp.float32)
-    return Queries(row, real, first_slot, number, tuple(pieces))
+    mean, bound = _mean_query(x.queries, row, real, sizes), None
+    if x.largest is not None:
+        bound = abs(mean).sum(1) * x.largest[b * sizes.kv_heads + g] * BOUND_ROUNDING
+    return Queries(row, real, first_slot, number, _pieces(mean, x.summary_keys.dtype), bound)
 
 
 def _mean_query(ref, row, real, sizes: SelectionSizes):
     """Reads the mean of a group's query heads, scaled: f32[queries, D]."""
     if sizes.members is None:
         return read(ref, row, real, columns=ref.shape[1])
-    total = jnp.zeros((row.size, ref.shape[1]), jnp.float32)
-    for member in range(sizes.members):
-        query = read(ref, row * sizes.members + member, real, columns=ref.shape[1])
-        total += query.astype(jnp.float32)
-    return total * (1 / sizes.members) * sizes.scale
+    first, *others = (
+        at_least_f32(read(ref, row * sizes.members + n, real, columns=ref.shape[1]))
+        for n in range(sizes.members)
+    )
+    return sum(others, first) * (sizes.scale / sizes.members)
+
+
+def _pieces(x, dtype) -> tuple:
+    """Cuts f32 into tiles of a dtype whose sum it is, to the last bit."""
+    if dtype == jnp.float32:
+        return (x,)
+    pieces = []
+    for _ in range(3):
+        bits = jax.lax.bitcast_convert_type(x, jnp.int32) & BF16_BITS
+        piece = jax.lax.bitcast_convert_type(bits, jnp.float32)
+        pieces.append(piece.astype(dtype))
+        x -= piece
+    return tuple(pieces)
+
+
+def key_rows(first, count: int, b, g, sizes: SelectionSizes):
+    """Finds `count` summary keys: their slots, rows, and which there are, None if all are."""
+    slot = first + jnp.arange(count, dtype=jnp.int32)
+    row = (b * sizes.slots + slot) * sizes.kv_heads + g
+    return slot, row, slot < sizes.slots if sizes.slots % count else None
 
 
 def read_keys(x: Inputs, first, b, g, sizes: SelectionSizes):
     """Reads a tile of summary keys: their slots, rows, which there are, and values."""
-    slot = first + jnp.arange(sizes.tiles.slots, dtype=jnp.int32)
-    row = (b * sizes.slots + slot) * sizes.kv_heads + g
-    real = slot < sizes.slots
+    slot, row, real = key_rows(first, sizes.tiles.slots, b, g, sizes)
     return slot, row, real, read(x.summary_keys, row, real, columns=x.summary_keys.shape[1])
 
 
-def scores(queries: Queries, tiles: list, interpret: bool) -> tuple:
-    """Scores every query and slot, `MASKED` where it is no candidate: f32[queries, slots] a tile.
+def products(queries: Queries, keys, interpret: bool, *, transpose: bool):
+    """Multiplies every query and summary key: f32[queries, slots].
 
     Queries keep all their bits: a choice between near equals must not depend on the dtype. Against
     bf16 keys that takes three bf16 products, each exact.
 
     Args:
       queries: a tile of them.
-      tiles: of slots, int32[slots] with their keys [slots, D].
+      keys: [D, slots], or [slots, D] to be transposed.
       interpret: see `launch`.
+      transpose: whether that is to be done.
     """
-    found = []
-    for _, keys in tiles:
-        found.append(dot(queries.pieces[0], keys, interpret, transpose_b=True))
-        for piece in queries.pieces[1:]:
-            found[-1] += dot(piece, keys, interpret, transpose_b=True)
-    first, number = queries.first, queries.number
-
-    def mask(*found):
-        places = [slot[None, :] - first[:, None] for slot, _ in tiles]
-        seen = [(place >= 0) & (place < number[:, None]) for place in places]
-        return tuple(jnp.where(*x, MASKED) for x in zip(seen, found, strict=True))
-
-    first_slot, last_slot = tiles[0][0].min(), tiles[-1][0].max()
-    all_candidates = (first.max() <= first_slot) & (last_slot < (first + number).min())
-    return jax.lax.cond(all_candidates, lambda *found: found, mask, *found)
+    found = dot(queries.pieces[0], keys, interpret, transpose_b=transpose)
+    for piece in queries.pieces[1:]:
+        found += dot(piece, keys, interpret, transpose_b=transpose)
+    return found
 
 
-def slot_range(queries: Queries, sizes: SelectionSizes):
-    """Finds the tiles of slots in which some query of the tile has a candidate: first, end."""
-    first, number = queries.first, queries.number
-    begin = jnp.where(number > 0, first, sizes.slots).min()
-    end = jnp.where(number > 0, first + number, 0).max()
-    return begin // sizes.tiles.slots, pl.cdiv(end, sizes.tiles.slots)
+def hide(queries: Queries, slots: Slots, first_slot, found, other):
+    """Puts `other` where a query may not select a slot, of those from `first_slot` on."""
+
+    def mask(found):
+        slot = jax.lax.broadcasted_iota(jnp.int32, found.shape, 1)
+        place = (first_slot - queries.first)[:, None] + slot
+        seen = place.astype(jnp.uint32) < queries.number[:, None].astype(jnp.uint32)
+        return jnp.where(seen, found, other)
+
+    all_seen = (slots.all_from <= first_slot) & (first_slot + found.shape[1] <= slots.all_to)
+    return jax.lax.cond(all_seen, lambda found: found, mask, found)
+
+
+def slot_range(x: Inputs, first, b, sizes: SelectionSizes) -> Slots:
+    """Finds the slots in which queries from `first` on have candidates."""
+    # Twice the same where queries are few: a whole warp finds the least in one instruction.
+    n = jnp.arange(max(32, sizes.tiles.queries), dtype=jnp.int32)
+    token = first + n % sizes.tiles.queries
+    at, real = b * sizes.length + token, token < sizes.length
+    first_slot, number = (read(ref, at, real, other=0) for ref in (x.first, x.number))
+    end = first_slot + number
+    return Slots(
+        jnp.where(number > 0, first_slot, sizes.slots).min(),
+        jnp.where(number > 0, end, 0).max(),
+        first_slot.max(),
+        end.min(),
+    )

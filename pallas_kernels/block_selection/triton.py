@@ -52,7 +52,8 @@ def block_selection(
         mean_query = at_least_f32(q).reshape(b, length, g, h // g, d).sum(3) * (g / h) * d**-0.5
         return _select(mean_query, summary_keys, candidates, sizes, interpret)
     sizes = dataclasses.replace(sizes, members=h // g, scale=d**-0.5)
-    x = _inputs(q, summary_keys, candidates)
+    largest = abs(summary_keys).max((1, 3)).astype(jnp.float32).reshape(-1)
+    x = _inputs(q, summary_keys, candidates)._replace(largest=largest)
     found = selection_forward(x, sizes, b, with_probability=False, interpret=interpret)
     return found["slots"].reshape(b, length, g, num_selected), None
 

@@ -15,12 +15,15 @@ from pallas_kernels.block_selection.scores import (
     Inputs,
     Queries,
     SelectionSizes,
+    Slots,
+    hide,
     place,
+    products,
     read_keys,
     read_queries,
-    scores,
     slot_range,
 )
+from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.triton_tools import dot, launch, read, write
 
 
@@ -42,20 +45,24 @@ class Chosen(NamedTuple):
     inverse_total: Any
 
 
-def _d_scores(queries: Queries, slot, keys, chosen: Chosen, sizes: SelectionSizes, interpret: bool):
+def _d_scores(
+    queries: Queries, slots: Slots, first_slot, keys, chosen: Chosen, sizes, interpret: bool
+):
     """Gradient of the scores of a tile of queries and a tile of slots."""
     highest, inverse_total, mean = (
         read(x, queries.row, queries.real)[:, None]
         for x in (chosen.highest, chosen.inverse_total, chosen.mean)
     )
-    (found,) = scores(queries, [(slot, keys)], interpret)
+    found = products(queries, keys, interpret, transpose=True)
+    found = hide(queries, slots, first_slot, found, MASKED)
     probability = jnp.exp(found - highest) * inverse_total
     d_probability = jnp.zeros(probability.shape, jnp.float32)
+    slot = first_slot + jax.lax.broadcasted_iota(jnp.int32, probability.shape, 1)
     for n in range(sizes.num_selected):
         at = queries.row * sizes.num_selected + n
         selected = read(chosen.slots, at, queries.real, other=-1)
         cotangent = read(chosen.d_probability, at, queries.real)
-        d_probability += jnp.where(selected[:, None] == slot[None, :], cotangent[:, None], 0.0)
+        d_probability += jnp.where(selected[:, None] == slot, cotangent[:, None], 0.0)
     return probability * (d_probability - mean)
 
 
@@ -65,15 +72,15 @@ def selection_queries_kernel(x, out, *, sizes: SelectionSizes, interpret: bool):
     tiles = pl.cdiv(sizes.length, sizes.tiles.queries)
     tile, b, g = place(pl.program_id(0), tiles, sizes.kv_heads)
     queries = read_queries(x, tile * sizes.tiles.queries, b, g, sizes)
+    slots, width = slot_range(x, tile * sizes.tiles.queries, b, sizes), sizes.tiles.slots
 
     def step(n, d_query):
-        slot, _, _, keys = read_keys(x, n * sizes.tiles.slots, b, g, sizes)
-        d_scores = _d_scores(queries, slot, keys, chosen, sizes, interpret)
+        _, _, _, keys = read_keys(x, n * width, b, g, sizes)
+        d_scores = _d_scores(queries, slots, n * width, keys, chosen, sizes, interpret)
         return d_query + dot(d_scores.astype(keys.dtype), keys, interpret)
 
     d_query = jnp.zeros(queries.pieces[0].shape, jnp.float32)
-    begin, end = slot_range(queries, sizes)
-    d_query = jax.lax.fori_loop(begin, end, step, d_query)
+    d_query = jax.lax.fori_loop(slots.begin // width, pl.cdiv(slots.end, width), step, d_query)
     write(out, queries.row, queries.real, d_query)
 
 
@@ -82,11 +89,13 @@ def selection_keys_kernel(x, out, *, sizes: SelectionSizes, interpret: bool):
     x, chosen = x
     tiles = pl.cdiv(sizes.slots, sizes.tiles.slots)
     tile, b, g = place(pl.program_id(0), tiles, sizes.kv_heads)
-    slot, row, real, keys = read_keys(x, tile * sizes.tiles.slots, b, g, sizes)
+    first_slot = tile * sizes.tiles.slots
+    slot, row, _, keys = read_keys(x, first_slot, b, g, sizes)
 
     def step(n, d_keys):
         queries = read_queries(x, n * sizes.tiles.queries, b, g, sizes)
-        d_scores = _d_scores(queries, slot, keys, chosen, sizes, interpret)
+        slots = slot_range(x, n * sizes.tiles.queries, b, sizes)
+        d_scores = _d_scores(queries, slots, first_slot, keys, chosen, sizes, interpret)
         d_scores = d_scores.astype(keys.dtype)
         return d_keys + dot(d_scores, queries.pieces[0], interpret, transpose_a=True)
 
@@ -94,7 +103,7 @@ def selection_keys_kernel(x, out, *, sizes: SelectionSizes, interpret: bool):
     begin = tile * sizes.tiles.slots * sizes.block_size // sizes.tiles.queries
     end = pl.cdiv(sizes.length, sizes.tiles.queries)
     d_keys = jax.lax.fori_loop(begin, end, step, jnp.zeros(keys.shape, jnp.float32))
-    write(out, row, real, d_keys)
+    write(out, row, slot < sizes.slots, d_keys)
 
 
 def selection_queries(x: Inputs, chosen: Chosen, sizes: SelectionSizes, batch, interpret: bool):

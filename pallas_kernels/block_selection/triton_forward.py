@@ -12,22 +12,23 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.block_selection.columns import NO_SCORE, over_columns
+from pallas_kernels.block_selection.columns import NO_KEY, over_columns
 from pallas_kernels.block_selection.reference import LEAST_PROBABILITY, NOTHING_LOGIT
 from pallas_kernels.block_selection.scores import (
     Inputs,
     Queries,
     SelectionSizes,
+    hide,
+    key_rows,
     place,
-    read_keys,
+    products,
     read_queries,
-    scores,
     slot_range,
 )
 from pallas_kernels.masked_softmax import MASKED
-from pallas_kernels.triton_tools import launch, write
+from pallas_kernels.triton_tools import launch, log2, read_across, write
 
-LEAST_TILES = 3  # of slots, from which on columns are faster than sorting in
+NO_SCORE = MASKED / 2  # above it are scores, below what is masked
 
 
 def _sort_in(found, first_slot, best):
@@ -69,52 +70,86 @@ def selection_forward_kernel(
     """Selects for a tile of queries: slots, and probabilities and log-sum-exp where asked for."""
     tiles = pl.cdiv(sizes.length, sizes.tiles.queries)
     tile, b, g = place(pl.program_id(0), tiles, sizes.kv_heads)
-    queries = read_queries(x, tile * sizes.tiles.queries, b, g, sizes)
-    begin, end = slot_range(queries, sizes)
-
-    def score(*numbers):
-        read = [read_keys(x, n * sizes.tiles.slots, b, g, sizes) for n in numbers]
-        return scores(queries, [(slot, keys) for slot, *_, keys in read], interpret)
-
-    def sort():
-        _select_sorted(score, begin, end, queries, out, sizes, with_probability)
-
+    first = tile * sizes.tiles.queries
     if with_probability or not sizes.by_columns:
-        sort()
+        _select_sorted(x, (first, b, g), out, sizes, with_probability, interpret)
         return
+    clear, floor, nothing = _select_by_columns(x, (first, b, g), out, sizes, interpret)
 
-    def by_columns():
-        pairs = begin // 2, pl.cdiv(end, 2)
-        found = over_columns(lambda n: score(2 * n, 2 * n + 1), *pairs, sizes)
-        for n, (slot, value) in enumerate(zip(found.slots, found.values, strict=True)):
-            _write(out["slots"], queries, n, jnp.where(value > NO_SCORE, slot, -1), sizes)
-        clear = found.clear & _surely_probable(found.values, queries, sizes.rounding)
-        return jnp.where(clear, 1, 0).min()
+    @pl.when(clear == 0)
+    def _():  # finds everything anew, so that no register holds it until here
+        anew = first + nothing, b, g
+        _select_sorted(x, anew, out, sizes, with_probability, interpret, floor)
 
-    few, never = end - begin < LEAST_TILES, jnp.minimum(begin, 0)  # 0, which must not be a literal
-    done = jax.lax.cond(few, lambda never: never, lambda _: by_columns(), never)
-    pl.when(done == 0)(sort)
+
+def _score(x: Inputs, queries: Queries, at, first_slot, count: int, sizes, interpret: bool):
+    """Scores queries and `count` slots."""
+    _, b, g = at
+    _, row, real = key_rows(first_slot, count, b, g, sizes)
+    keys = read_across(x.summary_keys, row, real, columns=x.summary_keys.shape[1])
+    return products(queries, keys, interpret, transpose=False)
+
+
+def _select_by_columns(x: Inputs, at, out, sizes: SelectionSizes, interpret: bool):
+    """Selects by columns.
+
+    Returns:
+      Whether that is sure for all queries; for each what its best N are above, or `MASKED`; and 0,
+      but no literal.
+    """
+    first, b, g = at
+    queries = read_queries(x, first, b, g, sizes)
+    slots, width = slot_range(x, first, b, sizes), 2 * sizes.tiles.slots
+    found = over_columns(
+        lambda n: _score(x, queries, at, n * width, width, sizes, interpret),
+        lambda n, keys: hide(queries, slots, n * width, keys, NO_KEY),
+        (slots.begin // width, pl.cdiv(slots.end, width)),
+        queries.bound,
+        sizes,
+        interpret,
+    )
+    for n, slot in enumerate(found.slots):
+        _write(out["slots"], queries, n, slot, sizes)
+    spread = found.highest - found.lowest + 2 * found.unit
+    sure = _surely_probable(found.highest, spread, queries, interpret) | (found.slots[0] < 0)
+    floor = jnp.where(found.slots[-1] >= 0, found.lowest - 2 * found.unit, MASKED)
+    floor = jnp.where(floor > MASKED, floor, MASKED)  # neither where it overflows
+    return jnp.where(found.clear & sure, 1, 0).min(), floor, jnp.minimum(slots.begin, 0)
 
 
 def _select_sorted(
-    score, begin, end, queries: Queries, out, sizes: SelectionSizes, with_probability: bool
+    x: Inputs, at, out, sizes, with_probability: bool, interpret: bool, floor=MASKED
 ):
-    """Selects by sorting in one tile of slots after the other."""
-    none = jnp.full(queries.row.shape, MASKED, jnp.float32), jnp.full_like(queries.row, -1)
+    """Selects by sorting in one tile of slots after the other, of scores above `floor`."""
+    first, b, g = at
+    queries = read_queries(x, first, b, g, sizes)
+    candidates, width = slot_range(x, first, b, sizes), sizes.tiles.slots
+    begin, end = candidates.begin // width, pl.cdiv(candidates.end, width)
+
+    def score(n):
+        found = _score(x, queries, at, n * width, width, sizes, interpret)
+        return hide(queries, candidates, n * width, found, MASKED)
+
+    floor = jnp.broadcast_to(jnp.asarray(floor, jnp.float32), queries.row.shape)
+    none = floor, jnp.full_like(queries.row, -1)
     values, slots = jax.lax.fori_loop(
         begin,
         end,
-        lambda n, best: _sort_in(score(n)[0], n * sizes.tiles.slots, best),
+        lambda n, best: _sort_in(score(n), n * width, best),
         tuple((part,) * sizes.num_selected for part in none),
     )
 
     def add(n, total):
-        return total + jnp.exp(score(n)[0] - highest[:, None]).sum(1)
+        return total + jnp.exp(score(n) - highest[:, None]).sum(1)
 
     highest = jnp.maximum(values[0], NOTHING_LOGIT)
     second_end = end
     if not with_probability:
-        sure = _surely_probable(values, queries)
+        lowest = values[0]
+        for value in values[1:]:
+            lowest = jnp.where(value > NO_SCORE, value, lowest)
+        sure = _surely_probable(values[0], values[0] - lowest, queries, interpret)
+        sure |= values[0] <= NO_SCORE
         second_end = begin + (end - begin) * jnp.where(sure, 0, 1).max()
     total = jnp.exp(NOTHING_LOGIT - highest)
     total = jax.lax.fori_loop(begin, second_end, add, total)
@@ -137,24 +172,21 @@ def _write(ref, queries: Queries, n: int, value, sizes: SelectionSizes) -> None:
     write(ref, queries.row * sizes.num_selected + n, queries.real, value)
 
 
-def _surely_probable(values, queries: Queries, rounding: float = 0.0):
+def _surely_probable(best, spread, queries: Queries, interpret: bool):
     """Tells which queries' choices are all above the least probability, whatever else there is.
 
     The probability of a score is at least exp(score - best) / (candidates + 1).
 
     Args:
-      values: scores of the choices, best first.
+      best: f32[queries], the best score.
+      spread: f32[queries], how much lower the worst choice is, or more.
       queries: their queries.
-      rounding: bound of the values' own relative error.
+      interpret: see `launch`.
     """
-    best, lowest = values[0], values[0]
-    for value in values[1:]:
-        lowest = jnp.where(value > NO_SCORE, value, lowest)
     count = queries.number.astype(jnp.float32) + 1.0
     margin = -math.log(LEAST_PROBABILITY) - 0.01  # spares the rounding of the logarithm
-    lost = rounding * (jnp.abs(best) + jnp.abs(lowest))
-    enough = (best - lowest + lost + jnp.log(count) < margin) & (best > NOTHING_LOGIT)
-    return enough | (best <= NO_SCORE)
+    spread += log2(count, interpret) * math.log(2)
+    return (spread < margin) & (best > NOTHING_LOGIT)
 
 
 def selection_forward(

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
@@ -96,25 +97,39 @@ def block_rows(lists, block, sizes: BlockSizes):
     return (b * heads.length + token) * heads.kv_heads + g, real, begin, end
 
 
-def pair_rows(lists, first, end, sizes: BlockSizes):
-    """Finds the query heads of a tile of pairs.
+def read_pairs(lists, first, end, sizes: BlockSizes):
+    """Reads the pairs of a tile, one for each row; past the end, the block's last one again.
 
     Args:
       lists: refs of `InvertedLists`.
       first: first of the tile's pairs, by place in the lists.
       end: end of the block's pairs.
       sizes: static sizes.
+    """
+    row = jnp.arange(sizes.pairs * sizes.heads.padded_group, dtype=jnp.int32)
+    at = jnp.minimum(first + row // sizes.heads.padded_group, end - 1)
+    return read(lists.pairs, jnp.maximum(at, 0), None)
+
+
+def pair_rows(pair, first, end, sizes: BlockSizes):
+    """Finds the query heads of a tile of pairs.
+
+    Args:
+      pair: from `read_pairs`.
+      first: first of the tile's pairs, by place in the lists.
+      end: end of the block's pairs.
+      sizes: static sizes.
 
     Returns:
-      Rows of parts (pair * R + member), rows of q, and which of them there are: [rows] each.
+      Rows of parts (pair * R + member), rows of q, and which of them are the tile's: [rows] each.
+      Of q the others can be read too: they are rows of a query that selected the block.
     """
-    heads = sizes.heads
-    row = jnp.arange(sizes.pairs * sizes.heads.padded_group, dtype=jnp.int32)
-    at, member = first + row // sizes.heads.padded_group, row % sizes.heads.padded_group
-    real = (at < end) & (member < heads.group)
-    pair = read(lists.pairs, at, real, other=0)
-    return (
-        pair * heads.group + member,
-        (pair // sizes.num_selected) * heads.group + member,
-        real,
-    )
+    group, padded = sizes.heads.group, sizes.heads.padded_group
+    row = jnp.arange(sizes.pairs * padded, dtype=jnp.int32)
+    member = row % padded
+    real = (first + row // padded < end) & (member < group)
+    if padded > group:
+        member = jnp.minimum(member, group - 1)
+    query = jax.lax.div(pair.astype(jnp.uint32), jnp.uint32(sizes.num_selected)).astype(jnp.int32)
+    part = jnp.where(real, pair * group + member, 0)  # interpreted, other rows are written back
+    return part, query * group + member, real

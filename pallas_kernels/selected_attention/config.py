@@ -38,9 +38,9 @@ class BlockTiles:
         """
         narrow = dtype == jnp.bfloat16
         wide = max(keys, head_size) * (1 if narrow else 2)
-        rows = max(16, 128 * 32 // max(32, wide))  # what shared memory has room for
+        rows = max(16, 64 * 32 // max(32, wide))  # what shared memory has room for
         elements = max(rows, keys) * max(keys, head_size)
-        return cls(rows, warps_for(elements, 32 if narrow else 16, least=2), num_stages=2)
+        return cls(rows, warps_for(elements, 32 if narrow else 16, least=1), num_stages=2)
 
     @classmethod
     def backward(cls, keys: int, head_size: int, dtype: jax.typing.DTypeLike) -> "BlockTiles":
@@ -50,7 +50,7 @@ class BlockTiles:
         """
         narrow = dtype == jnp.bfloat16
         wide = max(keys, head_size) * (1 if narrow else 2)
-        rows = 32 if wide <= (64 if narrow else 32) else 16  # what shared memory has room for
+        rows = 32 if narrow and wide <= 64 else 16  # what shared memory has room for
         elements = max(rows, keys) * max(keys, head_size)
         per_thread = 32 if narrow else 16 if head_size <= 64 else 8
         return cls(rows, warps_for(elements, per_thread, least=1))

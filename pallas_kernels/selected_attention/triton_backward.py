@@ -12,9 +12,19 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.power_attention.triton_backward import PathTotals, read_mean
-from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pair_rows
+from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pair_rows, read_pairs
 from pallas_kernels.selected_attention.inverted_lists import InvertedLists
-from pallas_kernels.triton_tools import NOTHING, dot, exp2, fma, hold, launch, read, write
+from pallas_kernels.triton_tools import (
+    NOTHING,
+    dot,
+    exp2,
+    fma,
+    launch,
+    pack,
+    read,
+    unpack,
+    write,
+)
 
 
 class Inputs(NamedTuple):
@@ -52,47 +62,50 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
     keys, values = (read(ref, key_row, key_real, columns=columns) for ref in (x.k, x.v))
 
     def find(n):
-        return pair_rows(x.lists, begin + n * sizes.pairs, end, sizes)
+        return read_pairs(x.lists, begin + n * sizes.pairs, end, sizes)
+
+    def rows_of(pair, n):
+        return pair_rows(pair, begin + n * sizes.pairs, end, sizes)
 
     def read_queries(rows):
         _, query_row, real = rows
-        log_total = read(x.totals.log_total, query_row, real, other=NOTHING)
-        mean = read_mean(x.totals, query_row, real)
-        q, d_out = (read(ref, query_row, real, columns=columns) for ref in (x.q, x.d_out))
-        return q, d_out, log_total, mean
+        log_total = jnp.where(real, read(x.totals.log_total, query_row, None), NOTHING)
+        mean = read_mean(x.totals, query_row, None)
+        q, d_out = (read(ref, query_row, None, columns=columns) for ref in (x.q, x.d_out))
+        return pack(q, interpret), pack(d_out, interpret), log_total, mean
 
     ahead = sizes.reads_ahead(x.q)
 
     def tile(n, carry):
-        rows, queries, following, d_k, d_v = carry
-        part_row, _, real = rows
-        following_queries = read_queries(following) if ahead else None
+        pair, queries, following, d_k, d_v = carry
+        rows = part_row, _, real = rows_of(pair, n)
+        following_queries = read_queries(rows_of(following, n + 1)) if ahead else None
         after = find(n + 2)
-        found = queries if ahead else read_queries(rows)
-        if x.q.dtype == jnp.bfloat16:  # f32 has no registers to hold them in
-            found = tuple(hold(each, block) for each in found)
-        q, d_out, log_total, mean = found
-        scores = dot(q, keys, interpret, transpose_b=True)
-        weights = exp2(fma(scores, scale, -log_total[:, None], interpret), interpret)
+        q, d_out, log_total, mean = queries if ahead else read_queries(rows)
+        q, d_out = (unpack(each, x.q.dtype, interpret) for each in (q, d_out))
+        scores = dot(keys, q, interpret, transpose_b=True)
+        weights = exp2(fma(scores, scale, -log_total[None, :], interpret), interpret)
         if sizes.keys > sizes.block_size:
-            weights = jnp.where(key_real[None, :], weights, 0.0)
-        d_logits = weights * (dot(d_out, values, interpret, transpose_b=True) - mean[:, None])
+            weights = jnp.where(key_real[:, None], weights, 0.0)
+        d_weights, mean = dot(values, d_out, interpret, transpose_b=True), -sizes.scale * mean
+        d_logits = weights * fma(d_weights, jnp.float32(sizes.scale), mean[None, :], interpret)
         if out.factor is not None:
-            write(out.factor, part_row, real, (d_logits * scores).sum(1) * sizes.scale)
+            write(out.factor, part_row, real, (d_logits * scores).sum(0))
         d_logits = d_logits.astype(q.dtype)
-        write(out.q, part_row, real, dot(d_logits, keys, interpret) * sizes.scale)
-        d_k += dot(d_logits, q, interpret, transpose_a=True)
-        d_v += dot(weights.astype(q.dtype), d_out, interpret, transpose_a=True)
+        # With keys as rows and this product transposed, one tile changes its layout, not two.
+        write(out.q, part_row, real, dot(keys, d_logits, interpret, transpose_a=True).T)
+        d_k += dot(d_logits, q, interpret)
+        d_v += dot(weights.astype(q.dtype), d_out, interpret)
         return following, following_queries, after, d_k, d_v
 
     d_k = d_v = jnp.zeros((sizes.keys, columns), jnp.float32)
     tiles = pl.cdiv(end - begin, sizes.pairs)
     first = find(0)
-    carry = first, read_queries(first) if ahead else None, find(1), d_k, d_v
+    carry = first, read_queries(rows_of(first, 0)) if ahead else None, find(1), d_k, d_v
     *_, d_k, d_v = jax.lax.fori_loop(0, tiles, tile, carry)
     n = jnp.arange(sizes.keys, dtype=jnp.int32)
     row, real = block * sizes.block_size + n, n < sizes.block_size
-    write(out.k, row, real, d_k * sizes.scale)
+    write(out.k, row, real, d_k)
     write(out.v, row, real, d_v)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.masked_softmax import MASKED
-from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pair_rows
+from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pair_rows, read_pairs
 from pallas_kernels.selected_attention.inverted_lists import InvertedLists
 from pallas_kernels.triton_tools import dot, exp2, fma, launch, log2, read, reciprocal, write
 
@@ -32,10 +32,11 @@ def blocks_forward_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool)
     key_row, key_real, begin, end = block_rows(x.lists, pl.program_id(0), sizes)
     keys, values = (read(ref, key_row, key_real, columns=columns) for ref in (x.k, x.v))
 
-    def tile(n, rows):
-        part_row, query_row, real = rows
-        following = pair_rows(x.lists, begin + (n + 1) * sizes.pairs, end, sizes)
-        q = read(x.q, query_row, real, columns=columns)
+    def tile(n, pair):
+        first = begin + n * sizes.pairs
+        part_row, query_row, real = pair_rows(pair, first, end, sizes)
+        following = read_pairs(x.lists, first + sizes.pairs, end, sizes)
+        q = read(x.q, query_row, None, columns=columns)
         scores = dot(q, keys, interpret, transpose_b=True)
         if sizes.keys > sizes.block_size:
             scores = jnp.where(key_real[None, :], scores, MASKED)
@@ -50,8 +51,8 @@ def blocks_forward_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool)
         write(out[1], part_row, real, highest + log2(total, interpret))
         return following
 
-    rows = pair_rows(x.lists, begin, end, sizes)
-    jax.lax.fori_loop(0, pl.cdiv(end - begin, sizes.pairs), tile, rows)
+    pair = read_pairs(x.lists, begin, end, sizes)
+    jax.lax.fori_loop(0, pl.cdiv(end - begin, sizes.pairs), tile, pair)
 
 
 def blocks_forward(q, k, v, lists: InvertedLists, sizes: BlockSizes, batch: int, interpret: bool):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.block_selection import scores, triton, triton_forward
+from pallas_kernels.triton_tools import write
 
 LENGTH, BLOCK, HEAD = 1100, 2, 16
 SLOTS = LENGTH // BLOCK
@@ -68,9 +69,10 @@ def test_scores_that_leave_doubt(monkeypatch, change):
 
 
 def test_few_queries_are_sorted_anew(monkeypatch):
-    def mark(score, begin, end, queries, out, sizes, with_probability):
+    def mark(x, at, out, sizes, with_probability, interpret, floor):
+        row = triton_forward.read_queries(x, *at, sizes).row
         for n in range(sizes.num_selected):
-            triton_forward._write(out["slots"], queries, n, jnp.full_like(queries.row, -7), sizes)
+            write(out["slots"], row * sizes.num_selected + n, None, jnp.full_like(row, -7))
 
     monkeypatch.setattr(triton_forward, "_select_sorted", mark)
     late = select(*arrays())[0, 200:]  # before, there are few slots
@@ -84,11 +86,12 @@ def test_large_selections_are_sorted():
     assert few.by_columns and not many.by_columns
 
 
-def test_the_number_of_a_tile_has_room():
+def test_the_number_of_a_slot_has_room():
     for slots in (1, 32, 33, 64, 65, 1000, 8192):
         found = sizes(slots=slots)
-        assert 2 * found.tile_pairs - 1 <= found.tile_mask
-        assert found.tile_mask < 2**scores.MOST_TILE_BITS or not found.by_columns
+        assert slots <= 2**found.slot_bits
+        assert found.by_columns
+    assert not sizes(slots=8193).by_columns
 
 
 sizes = functools.partial(

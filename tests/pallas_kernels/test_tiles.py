@@ -64,7 +64,7 @@ def test_slots_that_no_product_can_have_are_refused():
 def test_wide_heads_get_fewer_rows_and_more_warps():
     small, large = (NearTiles.by_keys(d, jnp.bfloat16) for d in (16, 128))
     assert small.rows > large.rows and small.num_warps < large.num_warps
-    small, large = (BlockTiles.backward(16, d, jnp.float32) for d in (16, 128))
+    small, large = (BlockTiles.backward(16, d, jnp.bfloat16) for d in (16, 128))
     assert small.rows > large.rows and small.num_warps < large.num_warps
 
 
