@@ -4,7 +4,7 @@
         --seeds=3 --workdir=runs/ml_1m_tuning --config.train.num_steps=2400 \
         --config.train.schedule=wsd --config.train.patience=0 --config.eval.every_steps=600
 
-Nine trials of a row, and two seeds more of its winner.
+Twelve trials of a row, and two seeds more of its winner.
 """
 
 
@@ -15,7 +15,7 @@ def get_sweep() -> dict:
         "metric": "full/ndcg@10",
         "rows": {"dense": {"model.attention": "dense"}, "blossom": {}},
         "grid": {
-            "train.learning_rate": (5e-4, 1e-3, 2e-3),
+            "train.learning_rate": (5e-4, 1e-3, 2e-3, 4e-3),
             "model.dropout": (0.1, 0.2, 0.3),
         },
     }
