@@ -23,8 +23,8 @@ Batch = dict[str, Any]  # of arrays, from evaluation_batches
 Encode = Callable[[Params, Batch], tuple[Float[Array, "u M"], Float[Array, "R M"] | None]]
 
 # No trials to choose the programs of matrix products: they take minutes where an evaluation takes
-# seconds, and another choice the next time could order near ties otherwise. Untried, cuBLAS's
-# products are faster than XLA's own: a training step of Yelp took 7.7 ms with them and 20.8 without.
+# seconds, and another choice the next time could order near ties otherwise. Untried, products by
+# cuBLAS are faster than XLA's own: a training step of Yelp took 7.7 ms with them, 20.8 without.
 _GPU_OPTIONS: dict[str, str | bool] = {
     "xla_gpu_autotune_level": "0",
     "xla_gpu_enable_triton_gemm": False,

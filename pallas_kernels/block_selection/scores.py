@@ -11,7 +11,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.block_selection.config import SelectionTiles
 from pallas_kernels.masked_softmax import at_least_f32
-from pallas_kernels.triton_tools import dot, read
+from pallas_kernels.triton_tools import dot, read, write
 
 BF16_BITS = -(2**16)  # those of f32 that bf16 has
 BOUND_ROUNDING = 1.01  # far above what the rounding of sums of products comes to
@@ -175,7 +175,7 @@ def read_keys(x: Inputs, first, b, g, sizes: SelectionSizes):
     return slot, row, real, read(x.summary_keys, row, real, columns=x.summary_keys.shape[1])
 
 
-def read_keys_across(x: Inputs, first, count: int, b, g, sizes: SelectionSizes):
+def _read_keys_across(x: Inputs, first, count: int, b, g, sizes: SelectionSizes):
     """Reads `count` summary keys, transposed: [D, count]."""
     ref = x.summary_keys
     _, row, real = key_rows(first, count, b, g, sizes)
@@ -184,6 +184,23 @@ def read_keys_across(x: Inputs, first, count: int, b, g, sizes: SelectionSizes):
     if real is None:
         return plgpu.load(ref.at[at])
     return plgpu.load(ref.at[at], mask=jnp.broadcast_to(real[None, :], column.shape), other=0.0)
+
+
+def score_slots(x: Inputs, queries: Queries, slots, b, g, sizes: SelectionSizes, interpret: bool):
+    """Scores every query and slot, candidate or not: f32[queries, count].
+
+    Args:
+      x: arrays.
+      queries: a tile of them.
+      slots: the first, and how many.
+      b: batch row.
+      g: key/value head.
+      sizes: static sizes.
+      interpret: see `launch`.
+    """
+    first, count = slots
+    keys = _read_keys_across(x, first, count, b, g, sizes)
+    return products(queries, keys, interpret, transpose=False)
 
 
 def products(queries: Queries, keys, interpret: bool, *, transpose: bool):
@@ -202,6 +219,11 @@ def products(queries: Queries, keys, interpret: bool, *, transpose: bool):
     for piece in queries.pieces[1:]:
         found += dot(piece, keys, interpret, transpose_b=transpose)
     return found
+
+
+def write_choice(ref, queries: Queries, n: int, value, sizes: SelectionSizes) -> None:
+    """Writes what belongs to the n-th choice of each query."""
+    write(ref, queries.row * sizes.num_selected + n, queries.real, value)
 
 
 def hide(queries: Queries, slots: Slots, first_slot, found, other):
