@@ -29,13 +29,14 @@ _FEW = 3  # of them in a short run
 _IMPLEMENTATIONS = ("triton", "xla")
 _PEERS = ("cudnn", "cudnn:2x64", "cudnn:1x128")
 _HEADS: dict[str, Any] = {"heads": 8, "kv_heads": 2, "head_size": 16, "dtype": "bfloat16"}
-# Variations of the full run, as (lengths, head size, dtype, peers).
-_OTHERS = (
-    ((128, 256, 32768, 65536), 16, "bfloat16", _PEERS),
-    (LENGTHS[:3], 16, "bfloat16", ("torch", "xla")),
-    (LENGTHS[:3], 32, "bfloat16", ("cudnn",)),
-    (LENGTHS[:3], 64, "bfloat16", ("cudnn",)),
-    (LENGTHS[:3], 16, "float32", ("xla",)),
+# Variations of the full run, as (lengths, what differs from _HEADS, peers).
+_OTHERS: tuple[tuple[tuple[int, ...], dict[str, Any], tuple[str, ...]], ...] = (
+    (LENGTHS[:3], {"heads": 4, "kv_heads": 1, "head_size": 32}, _PEERS[2:]),  # as wide in all
+    ((128, 256, 32768, 65536), {}, _PEERS),
+    (LENGTHS[:3], {}, ("torch", "xla")),
+    (LENGTHS[:3], {"head_size": 32}, ("cudnn",)),
+    (LENGTHS[:3], {"head_size": 64}, ("cudnn",)),
+    (LENGTHS[:3], {"dtype": "float32"}, ("xla",)),
 )
 
 
@@ -140,11 +141,10 @@ def _plan(
         yield _training(arguments, reports["training"], length)
     for length in lengths:
         yield task(length, _HEADS, _PEERS, FORWARD)
-    for others, head_size, dtype, peers in _OTHERS if arguments.full else ():
+    for others, changes, peers in _OTHERS if arguments.full else ():
         for length in arguments.lengths or others:
             for measured in reversed(MEASURED):
-                heads = _HEADS | {"head_size": head_size, "dtype": dtype}
-                yield task(length, heads, peers, measured)
+                yield task(length, _HEADS | changes, peers, measured)
 
 
 def _attention(arguments, report, ceilings, length, heads, peers, measured) -> Task:

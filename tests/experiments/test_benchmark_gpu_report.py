@@ -74,6 +74,7 @@ def test_nothing_is_begun_when_the_time_is_spent(tmp_path, monkeypatch):
     assert {r["length"] for r in left_out} == goals | {128, 256, 32768, 65536}
     assert {r["head_size"] for r in left_out if "head_size" in r} == {16, 32, 64}
     assert {r["dtype"] for r in left_out if "dtype" in r} == {"bfloat16", "float32"}
+    assert {(r["heads"], r["kv_heads"]) for r in left_out if "heads" in r} == {(8, 2), (4, 1)}
     assert [r["length"] for r in _read(tmp_path / "training.jsonl")] == [8192, 2048, 16384]
 
 
