@@ -51,6 +51,11 @@ def make_mesh(
     return jax.make_mesh(shape, (DATA, MODEL), (AxisType.Auto,) * 2, devices=devices)
 
 
+def platform_of(mesh: Mesh | None) -> str:
+    """Returns "cpu", "gpu" or "tpu": what computes on a mesh; for None on the default device."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
 def traced_on(mesh: Mesh) -> contextlib.AbstractContextManager:
     """Tells what is traced inside that its arrays lie on a mesh, batches split by rows.
 

@@ -9,6 +9,8 @@ def check_positions(q, positions) -> None:
     """Checks that `positions` is an integer array of shape [B, L] for q [B, L, H, D]."""
     if q.ndim != 4:
         raise ValueError(f"q must be [B, L, H, D], got shape {q.shape}")
+    if not q.size:
+        raise ValueError(f"q must not be empty, got shape {q.shape}")
     if positions.shape != q.shape[:2]:
         raise ValueError(f"positions must be [B, L] = {q.shape[:2]}, got shape {positions.shape}")
     if positions.dtype != jnp.int32:

@@ -68,4 +68,4 @@ def row_groups(q, num_selected: int) -> int:
     most = MOST_ELEMENTS // max(1, part_elements(q, num_selected))  # rows at a time
     batch = q.shape[0]
     fitting = (n for n in range(1, batch + 1) if batch % n == 0 and batch <= n * most)
-    return next(fitting, 1)  # an empty batch is one group
+    return next(fitting)

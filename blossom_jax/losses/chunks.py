@@ -10,6 +10,9 @@ from jax import lax
 
 from blossom_jax import sharding
 
+_FEW = 8  # turns of a loop
+_MULTIPLE = 64  # tokens of a chunk, where that is not more than asked for
+
 
 def sum_with_gradients(
     loss: Callable[..., jax.Array],
@@ -65,10 +68,11 @@ def over_chunks(
     chunk: int,
     mesh: jax.sharding.Mesh | None,
 ) -> Any:
-    """Adds up chunks of the tokens that have a target, of one size as nearly as can be.
+    """Adds up chunks of the tokens that have a target, all of one size.
 
-    A CPU takes as many as there are targets for. An accelerator takes all: a loop whose turns are
-    counted while it runs would ask the host before each, and wait for the answer.
+    As many as there are targets for; but an accelerator takes all where they are few. It would have
+    to ask its host before each turn of a loop whose end it does not know, which is dear unless the
+    turns are large, as they are where the catalogue makes them many.
 
     Args:
       add_chunk: `(sums, tokens) -> sums`, where `tokens` holds the places of a chunk's tokens; past
@@ -80,7 +84,7 @@ def over_chunks(
     """
     num_tokens, has_target = targets.shape[0], targets > 0
     turns = -(-num_tokens // chunk)
-    chunk = -(-num_tokens // turns)
+    chunk = min(chunk, -(-num_tokens // (turns * _MULTIPLE)) * _MULTIPLE)
     (tokens,) = jnp.nonzero(has_target, size=turns * chunk, fill_value=num_tokens)
     if turns == 1:
         return add_chunk(sums, tokens)
@@ -88,13 +92,8 @@ def over_chunks(
     def step(i, sums):
         return add_chunk(sums, lax.dynamic_slice_in_dim(tokens, i * chunk, chunk))
 
-    needed = -(-jnp.sum(has_target) // chunk) if platform_of(mesh) == "cpu" else turns
-    return lax.fori_loop(0, needed, step, sums)
-
-
-def platform_of(mesh: jax.sharding.Mesh | None) -> str:
-    """Returns "cpu", "gpu" or "tpu": what runs the computation."""
-    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    all_taken = turns <= _FEW and sharding.platform_of(mesh) != "cpu"
+    return lax.fori_loop(0, turns if all_taken else -(-jnp.sum(has_target) // chunk), step, sums)
 
 
 def own_rows(

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import jax
 
+from blossom_jax import sharding
 from blossom_jax.errors import UserError
 from blossom_jax.losses import negatives, sampled
-from blossom_jax.losses.chunks import platform_of
 from blossom_jax.losses.cross_entropy import full_cross_entropy
 
 FULL = "cross_entropy"
@@ -146,7 +146,7 @@ def _full(hidden, table, targets, drawn, *, config, num_items, mesh):
 
 
 def _chunk(mesh: jax.sharding.Mesh | None, num_tokens: int) -> int:
-    return _CHUNK if platform_of(mesh) == "cpu" else num_tokens
+    return _CHUNK if sharding.platform_of(mesh) == "cpu" else num_tokens
 
 
 def _draw(key, num_tokens, cumulative_counts=None, *, config, num_items):

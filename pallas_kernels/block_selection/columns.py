@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import pallas as pl
 
-from pallas_kernels.block_selection.scores import SelectionSizes
+from pallas_kernels.block_selection.scores import SelectionSizes, Slots
 from pallas_kernels.triton_tools import fma, reciprocal
 
 INTEGER = 1.5 * 2**23  # f32 from INTEGER - 2**22 to INTEGER + 2**22 are integers
@@ -52,7 +53,7 @@ class Best(NamedTuple):
       slots: N of int32[queries], -1 where there is none.
       highest: the best score, f32[queries]; undefined if there is none.
       lowest: the score of the last slot, likewise.
-      unit: f32[queries], bound of the error of these scores.
+      unit: f32[queries], what the error of these scores is at most, or little more.
       clear: bool[queries], whether these are the best, in order.
     """
 
@@ -83,7 +84,7 @@ def over_columns(
       score: makes of the number of a pair of tiles their scores, f32[queries, 2 * columns].
       hide: takes that number and their keys, and puts `NO_KEY` where a query has no candidate.
       pairs: the first pair and the end of the pairs; at least one is taken.
-      bound: f32[queries], that no score exceeds.
+      bound: f32[queries], that no score exceeds in absolute value.
       sizes: static sizes.
       interpret: see `launch`.
     """
@@ -107,6 +108,16 @@ def over_columns(
     columns = Columns(nothing(width), nothing(width), nothing(width >> HALVINGS))
     columns = jax.lax.fori_loop(begin, jnp.maximum(end, begin + 1), step, columns)
     return _take(columns, unit, sizes)
+
+
+def pairs_of(slots: Slots, sizes: SelectionSizes):
+    """Returns the first pair of tiles that has slots of some query, and the end of them.
+
+    The first one is a pair that exists even if no query has a slot.
+    """
+    width = 2 * sizes.tiles.slots
+    first = jnp.minimum(slots.begin // width, sizes.tile_pairs - 1)
+    return first, pl.cdiv(slots.end, width)
 
 
 def halves(x):

@@ -16,7 +16,9 @@ from pallas_kernels.triton_tools import dot, read, write
 BF16_BITS = -(2**16)  # those of f32 that bf16 has
 BOUND_ROUNDING = 1.01  # far above what the rounding of sums of products comes to
 MOST_SLOT_BITS = 13  # of a key, for the number of its slot
-MOST_REPEATS = 0.1  # share of programs that may have to sort anew
+MOST_REPEATS = (
+    0.1  # share of programs that may have to sort anew; a key of another scale makes more
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Queries(NamedTuple):
       first: int32[queries], first candidate slot.
       number: int32[queries] of candidates.
       pieces: [queries, D] each; their sum is the mean query, to the last bit of f32.
-      bound: f32[queries], that no score exceeds; None where `Inputs.largest` is.
+      bound: f32[queries], that no score exceeds in absolute value; None where `Inputs.largest` is.
     """
 
     row: Any
@@ -162,7 +164,7 @@ def _pieces(x, dtype) -> tuple:
     return tuple(pieces)
 
 
-def key_rows(first, count: int, b, g, sizes: SelectionSizes):
+def _key_rows(first, count: int, b, g, sizes: SelectionSizes):
     """Finds `count` summary keys: their slots, rows, and which there are, None if all are."""
     slot = first + jnp.arange(count, dtype=jnp.int32)
     row = (b * sizes.slots + slot) * sizes.kv_heads + g
@@ -170,15 +172,15 @@ def key_rows(first, count: int, b, g, sizes: SelectionSizes):
 
 
 def read_keys(x: Inputs, first, b, g, sizes: SelectionSizes):
-    """Reads a tile of summary keys: their slots, rows, which there are, and values."""
-    slot, row, real = key_rows(first, sizes.tiles.slots, b, g, sizes)
-    return slot, row, real, read(x.summary_keys, row, real, columns=x.summary_keys.shape[1])
+    """Reads a tile of summary keys: their slots, rows and values."""
+    slot, row, real = _key_rows(first, sizes.tiles.slots, b, g, sizes)
+    return slot, row, read(x.summary_keys, row, real, columns=x.summary_keys.shape[1])
 
 
 def _read_keys_across(x: Inputs, first, count: int, b, g, sizes: SelectionSizes):
     """Reads `count` summary keys, transposed: [D, count]."""
     ref = x.summary_keys
-    _, row, real = key_rows(first, count, b, g, sizes)
+    _, row, real = _key_rows(first, count, b, g, sizes)
     column = jax.lax.broadcasted_iota(jnp.int32, (ref.shape[1], count), 0)
     at = jnp.broadcast_to(row[None, :], column.shape), column
     if real is None:

@@ -113,8 +113,8 @@ def _sort_in(found, first_slot, best):
         at = jnp.where(found == value[:, None], column, found.shape[1]).min(1)
         found = jnp.where(column == at[:, None], MASKED, found)
         values, slots, slot = list(values), list(slots), first_slot + at
-        for n in range(len(values)):
-            above = value > values[n]  # ties stay with the slot that came first
+        places = [value > x for x in values]  # ties stay with the slot that came first
+        for n, above in enumerate(places):  # what is moved down is placed before its equals
             values[n], value = (
                 jnp.where(above, value, values[n]),
                 jnp.where(above, values[n], value),

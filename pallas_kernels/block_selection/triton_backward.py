@@ -46,7 +46,13 @@ class Chosen(NamedTuple):
 
 
 def _d_scores(
-    queries: Queries, slots: Slots, first_slot, keys, chosen: Chosen, sizes, interpret: bool
+    queries: Queries,
+    slots: Slots,
+    first_slot,
+    keys,
+    chosen: Chosen,
+    sizes: SelectionSizes,
+    interpret: bool,
 ):
     """Gradient of the scores of a tile of queries and a tile of slots."""
     highest, inverse_total, mean = (
@@ -75,7 +81,7 @@ def selection_queries_kernel(x, out, *, sizes: SelectionSizes, interpret: bool):
     slots, width = slot_range(x, tile * sizes.tiles.queries, b, sizes), sizes.tiles.slots
 
     def step(n, d_query):
-        _, _, _, keys = read_keys(x, n * width, b, g, sizes)
+        _, _, keys = read_keys(x, n * width, b, g, sizes)
         d_scores = _d_scores(queries, slots, n * width, keys, chosen, sizes, interpret)
         return d_query + dot(d_scores.astype(keys.dtype), keys, interpret)
 
@@ -90,7 +96,7 @@ def selection_keys_kernel(x, out, *, sizes: SelectionSizes, interpret: bool):
     tiles = pl.cdiv(sizes.slots, sizes.tiles.slots)
     tile, b, g = place(pl.program_id(0), tiles, sizes.kv_heads)
     first_slot = tile * sizes.tiles.slots
-    slot, row, _, keys = read_keys(x, first_slot, b, g, sizes)
+    slot, row, keys = read_keys(x, first_slot, b, g, sizes)
 
     def step(n, d_keys):
         queries = read_queries(x, n * sizes.tiles.queries, b, g, sizes)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.block_selection.columns import NO_KEY, over_columns
+from pallas_kernels.block_selection.columns import NO_KEY, over_columns, pairs_of
 from pallas_kernels.block_selection.scores import (
     Inputs,
     SelectionSizes,
@@ -23,6 +23,8 @@ from pallas_kernels.block_selection.scores import (
 from pallas_kernels.block_selection.sorting import select_sorted, surely_probable
 from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.triton_tools import launch
+
+FLOOR_UNITS = 8  # more than two, in case both passes do not add up a product in the same order
 
 
 def selection_forward_kernel(
@@ -56,7 +58,7 @@ def _select_by_columns(x: Inputs, at, out, sizes: SelectionSizes, interpret: boo
     found = over_columns(
         lambda n: score_slots(x, queries, (n * width, width), b, g, sizes, interpret),
         lambda n, keys: hide(queries, slots, n * width, keys, NO_KEY),
-        (slots.begin // width, pl.cdiv(slots.end, width)),
+        pairs_of(slots, sizes),
         queries.bound,
         sizes,
         interpret,
@@ -64,8 +66,8 @@ def _select_by_columns(x: Inputs, at, out, sizes: SelectionSizes, interpret: boo
     for n, slot in enumerate(found.slots):
         write_choice(out["slots"], queries, n, slot, sizes)
     spread = found.highest - found.lowest + 2 * found.unit
-    sure = surely_probable(found.highest, spread, queries, interpret) | (found.slots[0] < 0)
-    floor = jnp.where(found.slots[-1] >= 0, found.lowest - 2 * found.unit, MASKED)
+    sure = surely_probable(found.highest, spread, queries, interpret) | (queries.number == 0)
+    floor = jnp.where(found.slots[-1] >= 0, found.lowest - FLOOR_UNITS * found.unit, MASKED)
     floor = jnp.where(floor > MASKED, floor, MASKED)  # neither where it overflows
     return jnp.where(found.clear & sure, 1, 0).min(), floor, jnp.minimum(slots.begin, 0)
 

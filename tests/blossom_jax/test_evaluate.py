@@ -14,7 +14,7 @@ from blossom_jax.data.evaluation_batches import (
 )
 from blossom_jax.data.interactions import Interactions
 from blossom_jax.data.split import leave_one_out
-from blossom_jax.evaluate import Evaluator, encode_last
+from blossom_jax.evaluate import _GPU_OPTIONS, Evaluator, encode_last
 from blossom_jax.model import BlossomRec, ModelConfig
 from blossom_jax.packed_rows import one_a_row
 from blossom_jax.popularity import item_counts
@@ -264,3 +264,10 @@ def test_ranks_of_some_users():
     assert_same_ranks(some, expected)
     assert not some.best_places
     np.testing.assert_array_equal(some.num_seen, ranks.num_seen[chosen])
+
+
+def test_the_compiler_knows_the_options_for_a_gpu():
+    lowered = jax.jit(jnp.sin).lower(jnp.ones(3))
+    lowered.compile(compiler_options=_GPU_OPTIONS)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        lowered.compile(compiler_options={"no_such_option": "0"})

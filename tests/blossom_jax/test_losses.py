@@ -86,7 +86,12 @@ def test_chunks_shrink_as_the_catalogue_grows():
 
 @pytest.mark.parametrize(
     ("backend", "chunk", "at_once", "loops"),
-    [("cpu", 0, 4, [True, False]), ("gpu", 0, 48, [False] * 2), ("gpu", 8, 8, [False, True])],
+    [
+        ("cpu", 0, 4, [True, False]),
+        ("gpu", 0, 48, [False, False]),
+        ("gpu", 8, 8, [False, True]),
+        ("gpu", 4, 4, [True, False]),  # more turns than are taken without need
+    ],
 )
 def test_the_chunk_suits_the_device(monkeypatch, backend, chunk, at_once, loops):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
@@ -101,10 +106,13 @@ def test_the_chunk_suits_the_device(monkeypatch, backend, chunk, at_once, loops)
     assert [word in program for word in ("while[", "scan[")] == loops
 
 
-def test_a_loop_over_all_chunks_gives_the_same(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    case = inputs(with_target=0.3)
-    assert_equal_to_dense(loss_and_gradients(*case), *case)
+def test_a_loop_over_all_chunks_gives_the_same_on_a_mesh(monkeypatch):
+    monkeypatch.setattr(sharding, "platform_of", lambda mesh: "gpu" if mesh else "cpu")
+    case, mesh = inputs(with_target=0.3), sharding.make_mesh(2, 4)
+    assert_equal_to_dense(loss_and_gradients(*case, mesh=mesh), *case)
+    loss = functools.partial(losses.full_cross_entropy, num_items=NUM_ITEMS, chunk=7, mesh=mesh)
+    program = str(jax.make_jaxpr(jax.grad(loss, has_aux=True))(*case))
+    assert "scan[" in program and "while[" not in program
 
 
 def test_the_chunk_suits_the_devices_of_a_mesh():

@@ -110,13 +110,13 @@ class LossGradient:
 
     def build(self, device: Any) -> tuple[Callable, tuple]:
         """See `Program`."""
-        del device
-        from blossom_jax import losses
+        from blossom_jax import losses, sharding
 
         rows = -(-(self.items + 1) // 128) * 128  # as in the model
+        mesh = sharding.make_mesh(devices=[device])
 
         def loss_and_gradients(hidden, table, targets):
-            loss = losses.make_loss(losses.LossConfig(), num_items=self.items)
+            loss = losses.make_loss(losses.LossConfig(), num_items=self.items, mesh=mesh)
 
             def total(hidden, table):
                 return loss(hidden, table, targets, None)[0]

@@ -29,6 +29,7 @@ SIZES = {"block_size": S, "num_selected": N, "window": 8}
     "change, message",
     [
         ({"q": jnp.ones((B, L, D))}, r"q must be \[B, L, H, D\], got shape \(2, 32, 8\)"),
+        ({"q": jnp.ones((0, L, H, D))}, r"q must not be empty, got shape \(0, 32, 4, 8\)"),
         ({"positions": jnp.zeros((B, L + 1), jnp.int32)}, r"positions must be .* \(2, 33\)"),
         ({"positions": jnp.zeros((B, L))}, "positions must be int32, got float32"),
         ({"k": jnp.ones((B, L, G, D + 1))}, "k and v must have one shape"),

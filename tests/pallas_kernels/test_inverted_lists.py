@@ -6,7 +6,7 @@ import pytest
 
 from pallas_kernels.selected_attention.inverted_lists import invert
 
-BATCH, LENGTH, KV_HEADS, BLOCK = 2, 90, 2, 8
+BATCH, LENGTH, KV_HEADS, BLOCK = 2, 290, 2, 8  # more lists than one program searches
 NUM_SLOTS = -(-LENGTH // BLOCK)
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.block_selection import scores, triton, triton_forward
+from pallas_kernels import block_selection
+from pallas_kernels.block_selection import columns, scores, triton, triton_forward
 from pallas_kernels.triton_tools import write
 
 LENGTH, BLOCK, HEAD = 1100, 2, 16
@@ -68,6 +69,34 @@ def test_scores_that_leave_doubt(monkeypatch, change):
     check(monkeypatch, *change(*arrays()))
 
 
+@pytest.mark.parametrize(("num_selected", "with_probability"), [(4, False), (5, False), (4, True)])
+def test_exact_ties_go_to_the_first_slots(num_selected, with_probability):
+    rng, length = np.random.default_rng(0), 200
+    q, keys = (jnp.asarray(rng.integers(-1, 2, (1, length, 1, HEAD)), jnp.bfloat16) for _ in "qk")
+    positions = jnp.arange(length, dtype=jnp.int32)[None]
+    sizes = {"block_size": 1, "num_selected": num_selected}
+    rest = {"causal": True, "mask_own_block": False, "with_probability": with_probability}
+    slots, _ = triton.block_selection(q, keys, positions, interpret=True, **sizes, **rest)
+    expected, _ = block_selection(q, keys, positions, implementation="reference", **sizes)
+    np.testing.assert_array_equal(slots, expected)
+
+
+def test_nan_in_a_slot_that_nobody_may_select(monkeypatch):
+    q, keys = (x[:, :400] for x in arrays())
+    keys, positions = keys[:, :200].at[:, -1].set(jnp.nan), np.arange(400)
+    positions[-20:] = -1
+    monkeypatch.setitem(POSITIONS, "nan", positions)
+    found = select(q, keys, "nan")
+    np.testing.assert_array_equal(found, select(q, keys.at[:, -1].set(0), "nan"))
+
+
+def test_pairs_without_a_candidate_exist():
+    for slots in (64, 65, 128):
+        nowhere = scores.Slots(*map(jnp.int32, (slots, 0, 0, 0)))
+        first, end = columns.pairs_of(nowhere, sizes(slots=slots))
+        assert first < sizes(slots=slots).tile_pairs and end == 0
+
+
 def test_few_queries_are_sorted_anew(monkeypatch):
     def mark(x, at, out, sizes, with_probability, interpret, floor):
         row = triton_forward.read_queries(x, *at, sizes).row
@@ -75,7 +104,7 @@ def test_few_queries_are_sorted_anew(monkeypatch):
             write(out["slots"], row * sizes.num_selected + n, None, jnp.full_like(row, -7))
 
     monkeypatch.setattr(triton_forward, "select_sorted", mark)
-    late = select(*arrays())[0, 200:]  # before, there are few slots
+    late = select(*arrays())[0, 16:]  # before, there may be no slot
     sorted_anew = (late == -7).all(-1)
     assert 0 < sorted_anew.mean() < 0.2
     assert (late[~sorted_anew] >= 0).all()
