@@ -57,7 +57,7 @@ def _attention(wanted: float) -> tuple[str, str]:
         return "dense", (
             f"use dense. {_ENOUGH}% of histories are within {_SEES_ALL} events, up to where "
             "Blossom at the released sizes leaves nothing out. On Yelp, Amazon Beauty and Video "
-            "Games, as short as that, the two could not be told apart"
+            "Games, as short as that, Blossom was no better"
         )
     if wanted < _FASTER_FROM:
         return "dense", (
