@@ -15,7 +15,7 @@ def get_sweep() -> dict:
         "metric": "full/ndcg@10",
         "rows": {"dense": {"model.attention": "dense"}, "blossom": {}},
         "grid": {
-            "train.learning_rate": (5e-4, 1e-3, 2e-3, 4e-3),
+            "train.learning_rate": (1e-3, 2e-3, 4e-3, 8e-3),
             "model.dropout": (0.1, 0.2, 0.3),
         },
     }
