@@ -39,4 +39,4 @@ class SelectionTiles:
           dtype: of the summary keys.
         """
         per_thread = 32 if dtype == jnp.bfloat16 else 16
-        return cls(16, 32, warps_for(32 * head_size, per_thread, least=1), num_stages=2)
+        return cls(16, 32, warps_for(32 * head_size, per_thread, least=1), num_stages=3)

@@ -66,7 +66,7 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     kv = [read(ref, tile.row, tile.position >= 0, columns=columns) for ref in (x.k, x.v)]
     sums = [jnp.zeros((sizes.tokens, columns), jnp.float32)] * 2
     if "short" in sizes.paths and sizes.shifts:
-        sums = shifted_keys(x, kv, place, sizes, interpret)
+        sums = shifted_keys(x, place, sizes, interpret)
 
     def add(n, carry):
         position, (d_k, d_v) = carry

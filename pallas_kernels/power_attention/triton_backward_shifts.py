@@ -1,28 +1,59 @@
 """Gradients of keys and values from queries a power of two ahead, beyond the band: `near_keys`.
 
-Each key meets one query of a distance, so nothing is multiplied as a matrix. Query heads are taken
-one by one, [tokens, D] each: a thread holds the same token and columns of all of them.
+Each key meets one query of a distance, so nothing is multiplied as a matrix. The heads of a query
+stand side by side in memory, and so they are read: a tile has a row for each head of a few tokens,
+and as many tiles as there are heads hold all tokens. So what the heads give to a key is added up
+over all distances first, and over the heads last.
 """
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.power_attention.near import NearSizes, shift
 from pallas_kernels.power_attention.triton_backward import Inputs, PathTotals, Queries
 from pallas_kernels.triton_tools import NOTHING, exp2, fma, fms, read, widen
 
 HEADS_AT_ONCE = 4
-SPLITS = 3  # of the columns in two: in bf16 a thread has 8 of them
+DISTANCES_AT_ONCE = 3  # whose queries are read before any is used
+READ_BYTES = 16  # of a row, by one thread
 
 
-def shifted_keys(x: Inputs, kv, place, sizes: NearSizes, interpret: bool):
+class Rows(NamedTuple):
+    """Some tokens' keys, a row for each of some query heads.
+
+    Attributes:
+      token: int32[rows], index in the row of the batch.
+      at: int32[rows], the same in the whole batch, of a token that exists.
+      member: int32[rows], query head, of those that are taken at a time.
+      members: how many are.
+      parts: of the group, of so many.
+      total: distances times parts.
+      key: columns of the keys, see `_columns`.
+      value: of the values.
+    """
+
+    token: Any
+    at: Any
+    member: Any
+    members: int
+    parts: int
+    total: Any
+    key: list
+    value: list
+
+    def distance(self, n, sizes: NearSizes):
+        """Returns how far ahead the queries of the n-th step are."""
+        return shift(jax.lax.div(n, self.parts), sizes)
+
+
+def shifted_keys(x: Inputs, place, sizes: NearSizes, interpret: bool):
     """Adds up what the queries a power of two ahead give to a tile of keys and values.
-
-    Distances at which the whole tile would look past the end of the row are left out.
 
     Args:
       x: what is read.
-      kv: the tile, [tokens, D] each.
       place: first token, batch row and key/value head of the tile.
       sizes: static sizes.
       interpret: see `launch`.
@@ -30,67 +61,125 @@ def shifted_keys(x: Inputs, kv, place, sizes: NearSizes, interpret: bool):
     Returns:
       Gradients of the keys, to be scaled, and of the values: f32[tokens, D] each.
     """
-    heads, (first, b, _) = sizes.heads, place
-    members = max(n for n in range(1, HEADS_AT_ONCE + 1) if heads.group % n == 0)
-    parts = heads.group // members
-    key, value = (_columns(widen(tile, interpret)) for tile in kv)
-    fitting = jnp.maximum(heads.length - 1 - first, 0) // sizes.first_shift
-    total = parts * jnp.minimum(32 - jax.lax.clz(fitting), sizes.shifts)
+    members = next(n for n in (HEADS_AT_ONCE, 2, 1) if sizes.heads.group % n == 0)
 
-    def read_position(n):
-        token = first + jnp.arange(sizes.tokens, dtype=jnp.int32) + _distance(n, parts, sizes)
-        inside = (token < heads.length) & (n < total)
-        return read(x.positions, b * heads.length + token, inside, other=-1)
+    def add(n, sums):
+        rows = _rows(x, n, members, place, sizes, interpret)
+        found = _from_ahead(x, rows, place, sizes, interpret)
+        own = (rows.member == n)[:, None]  # the row that stands for this tile's token
 
-    def add(n, carry):
-        position, (d_k, d_v) = carry
-        found = _read_ahead(x, n, position, place, (members, parts), sizes)
-        position = read_position(n + 1)
-        for queries in found:
-            q, d_out = (_columns(widen(y, interpret)) for y in (queries.q, queries.d_out))
-            totals = queries.totals["short"]
-            weight, d_logit = _meet_ahead(totals, q, d_out, key, value, sizes, interpret)
-            d_k = [fma(d_logit, y, total, interpret) for y, total in zip(q, d_k, strict=True)]
-            d_v = [fma(weight, y, total, interpret) for y, total in zip(d_out, d_v, strict=True)]
-        return position, (d_k, d_v)
+        def put(new, old):
+            return jnp.where(own, _over_heads(new, members), old)
 
-    zero = [jnp.zeros(piece.shape, jnp.float32) for piece in key]
-    start = read_position(jnp.int32(0)), (zero, zero)
-    _, sums = jax.lax.fori_loop(jnp.int32(0), total, add, start)
+        return jax.tree.map(put, found, sums)
+
+    columns, count = x.q.shape[1], READ_BYTES // x.q.dtype.itemsize
+    zero = [jnp.zeros((sizes.tokens, columns // count), jnp.float32)] * count
+    sums = jax.lax.fori_loop(jnp.int32(0), jnp.int32(members), add, (zero, zero))
     return [_joined(pieces) for pieces in sums]
 
 
-def _distance(n, parts: int, sizes: NearSizes):
-    return shift(jax.lax.div(n, parts), sizes)
+def _rows(x: Inputs, n, members: int, place, sizes: NearSizes, interpret: bool) -> Rows:
+    """Takes the n-th of every `members` tokens of a tile.
+
+    Distances at which the whole tile would look past the end of the row are left out.
+    """
+    heads, (first, b, g) = sizes.heads, place
+    row = jnp.arange(sizes.tokens, dtype=jnp.int32)
+    member = jax.lax.rem(row, members)
+    token = first + row - member + n
+    at = b * heads.length + jnp.minimum(token, heads.length - 1)
+    key_row, columns = at * heads.kv_heads + g, x.q.shape[1]
+    kv = [_columns(read(ref, key_row, None, columns=columns), interpret) for ref in (x.k, x.v)]
+    fitting = jnp.maximum(heads.length - 1 - first, 0) // sizes.first_shift
+    distances = jnp.minimum(32 - jax.lax.clz(fitting), sizes.shifts)
+    parts = heads.group // members
+    return Rows(token, at, member, members, parts, parts * distances, *kv)
 
 
-def _read_ahead(x: Inputs, n, position, place, split, sizes: NearSizes):
-    """Reads some query heads of the n-th (distance, part of the group), [tokens, D] each.
+def _from_ahead(x: Inputs, rows: Rows, place, sizes: NearSizes, interpret: bool):
+    """Adds up gradients of the keys and values, by columns, for each head apart."""
+
+    def numbers(step):
+        return [step * DISTANCES_AT_ONCE + n for n in range(DISTANCES_AT_ONCE)]
+
+    def read_positions(step):
+        return [_read_position(x, n, rows, place, sizes) for n in numbers(step)]
+
+    def add(step, carry):
+        positions, sums = carry
+        steps = zip(numbers(step), positions, strict=True)
+        found = [_read_ahead(x, n, position, rows, place, sizes) for n, position in steps]
+        positions = read_positions(step + 1)
+        for queries in found:
+            sums = _add_query(queries, rows, sums, sizes, interpret)
+        return positions, sums
+
+    zero = [jnp.zeros(piece.shape, jnp.float32) for piece in rows.key]
+    start = read_positions(jnp.int32(0)), (zero, zero)
+    steps = jax.lax.div(rows.total + DISTANCES_AT_ONCE - 1, DISTANCES_AT_ONCE)
+    return jax.lax.fori_loop(jnp.int32(0), steps, add, start)[1]
+
+
+def _read_position(x: Inputs, n, rows: Rows, place, sizes: NearSizes):
+    """Reads the positions of the queries of the n-th step; -1 where there is none."""
+    token = rows.token + rows.distance(n, sizes)
+    inside = (token < sizes.heads.length) & (n < rows.total)
+    return read(x.positions, place[1] * sizes.heads.length + token, inside, other=-1)
+
+
+def _read_ahead(x: Inputs, n, position, rows: Rows, place, sizes: NearSizes) -> Queries:
+    """Reads the queries of the n-th step; totals as wide as a piece of `_columns`.
 
     Those that are not seen stand where the key does: what is read there is not masked, which would
     be an instruction for each register, but gets no weight.
     """
-    heads, (first, b, g), (members, parts) = sizes.heads, place, split
-    distance = _distance(n, parts, sizes)
+    heads, distance, columns = sizes.heads, rows.distance(n, sizes), x.q.shape[1]
     seen = position >= distance
-    own = jnp.minimum(first + jnp.arange(sizes.tokens, dtype=jnp.int32), heads.length - 1)
-    token = jnp.where(seen, own + distance, own)
-    row = ((b * heads.length + token) * heads.kv_heads + g) * heads.group
-    row += jax.lax.rem(n, parts) * members
-    found = []
-    for member in range(members):
-        at = row + member
-        log_total, mean = (read(ref, at, None) for ref in x.totals["short"])
-        totals = PathTotals(jnp.where(seen, log_total, NOTHING), mean.astype(jnp.float32))
-        q, d_out = (read(ref, at, None, columns=x.q.shape[1]) for ref in (x.q, x.d_out))
-        found.append(Queries(q, d_out, {"short": totals}))
-    return found
+    at = (jnp.where(seen, rows.at + distance, rows.at) * heads.kv_heads + place[2]) * heads.group
+    at += jax.lax.rem(n, rows.parts) * rows.members + rows.member
+    wide = jnp.broadcast_to(at[:, None], rows.key[0].shape)
+    log_total, mean = (plgpu.load(ref.at[wide]) for ref in x.totals["short"])
+    totals = PathTotals(jnp.where(seen[:, None], log_total, NOTHING), mean.astype(jnp.float32))
+    q, d_out = (read(ref, at, None, columns=columns) for ref in (x.q, x.d_out))
+    return Queries(q, d_out, {"short": totals})
 
 
-def _columns(x):
-    """Splits a tile [rows, D] into eight, [rows, D / 8] each: every eighth column, from each on."""
-    pieces = [x]
-    for _ in range(SPLITS):
+def _add_query(queries: Queries, rows: Rows, sums, sizes: NearSizes, interpret: bool):
+    """Adds what one query head gives to each key and value."""
+    d_k, d_v = sums
+    q, d_out = (_columns(tile, interpret) for tile in (queries.q, queries.d_out))
+    log_total, mean = queries.totals["short"]
+    product = _product(q, rows.key, interpret)
+    weight = exp2(fms(product, jnp.float32(sizes.log2_scale), log_total, interpret), interpret)
+    d_logit = weight * (_product(d_out, rows.value, interpret) - mean)
+    d_k = [fma(d_logit, y, total, interpret) for y, total in zip(q, d_k, strict=True)]
+    d_v = [fma(weight, y, total, interpret) for y, total in zip(d_out, d_v, strict=True)]
+    return d_k, d_v
+
+
+def _product(a, b, interpret: bool):
+    """Multiplies rows with rows: [rows, D / count], the same in all columns."""
+    total = a[0] * b[0]
+    for some, more in zip(a[1:], b[1:], strict=True):
+        total = fma(some, more, total, interpret)
+    return jnp.broadcast_to(total.sum(1)[:, None], total.shape)
+
+
+def _over_heads(x, members: int):
+    """Adds up every `members` rows; each of them gets the sum."""
+    apart = x.reshape(-1, members, x.shape[1])
+    return jnp.broadcast_to(apart.sum(1)[:, None], apart.shape).reshape(x.shape)
+
+
+def _columns(x, interpret: bool):
+    """Widens a tile [rows, D] and splits it into as many pieces as a thread reads columns.
+
+    Returns:
+      [rows, D / count] each: every count-th column, from each on.
+    """
+    count, pieces = READ_BYTES // x.dtype.itemsize, [widen(x, interpret)]
+    while len(pieces) < count:
         pieces = [
             half
             for piece in pieces
@@ -105,18 +194,3 @@ def _joined(pieces):
         pairs = zip(pieces[::2], pieces[1::2], strict=True)
         pieces = [jnp.stack(pair, -1).reshape(pair[0].shape[0], -1) for pair in pairs]
     return pieces[0]
-
-
-def _meet_ahead(totals: PathTotals, q, d_out, key, value, sizes: NearSizes, interpret: bool):
-    """Weight and gradient of the logit of one key for each query, [rows, 1] each."""
-
-    def product(a, b):
-        total = a[0] * b[0]
-        for some, more in zip(a[1:], b[1:], strict=True):
-            total = fma(some, more, total, interpret)
-        return total.sum(1)
-
-    logit = fms(product(q, key), jnp.float32(sizes.log2_scale), totals.log_total, interpret)
-    weight = exp2(logit, interpret)
-    d_logit = weight * (product(d_out, value) - totals.mean)
-    return weight[:, None], d_logit[:, None]

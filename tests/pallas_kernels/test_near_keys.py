@@ -46,9 +46,10 @@ def test_words_have_a_bit_for_each_key_that_is_attended(block_size, window):
                     np.testing.assert_array_equal(found, expected, err_msg=f"{path} {t} {step}")
 
 
+@pytest.mark.parametrize(("dtype", "count"), [("bfloat16", 8), ("float32", 4)])
 @pytest.mark.parametrize("columns", [16, 64])
-def test_columns_are_put_together_as_they_were_taken_apart(columns):
-    x = jnp.arange(3 * columns).reshape(3, columns)
-    pieces = _columns(x)
-    assert {piece.shape for piece in pieces} == {(3, columns // 8)}
-    np.testing.assert_array_equal(_joined(pieces), x)
+def test_columns_are_put_together_as_they_were_taken_apart(columns, dtype, count):
+    x = jnp.arange(2 * columns, dtype=dtype).reshape(2, columns)
+    pieces = _columns(x, interpret=True)
+    assert [piece.shape for piece in pieces] == [(2, columns // count)] * count
+    np.testing.assert_array_equal(_joined(pieces), x.astype(jnp.float32))
