@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from threadpoolctl import threadpool_limits
 
 
 def without_seen(
@@ -156,7 +157,10 @@ def corrected_metrics_from_ranks(
     return {name: value / len(ranks) for name, value in total.items()}
 
 
+# Where other programs take the cores, threads that wait for one another make of some milliseconds
+# a quarter of a second; and there are as many systems to solve as sizes of the ranking.
 @functools.cache
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def _corrected_values(ks, num_items, num_negatives, variance_weight):
     """Returns names of metrics, and their values f64 [sampled ranks, metrics]."""
     true_ranks, weights = _log_spaced_ranks(num_items)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from blossom_jax import metrics
 
@@ -109,6 +110,23 @@ def test_correction_knows_how_many_items_each_user_draws_from():
     for name, value in found.items():
         assert value == pytest.approx(np.mean([one[name] for one in alone]), abs=1e-12)
     assert len({one["recall@10"] for one in alone[2:4]}) == 2
+
+
+def test_correction_is_solved_by_one_thread(monkeypatch):
+    def threads():
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    during = []
+
+    def solve(a, b):
+        during.append(threads())
+        return np.zeros_like(b)
+
+    monkeypatch.setattr(np.linalg, "solve", solve)
+    with threadpool_limits(limits=2, user_api="blas"):
+        metrics._corrected_values((7,), 97, 11, 0.01)
+        assert threads() == {2}
+    assert during == [{1}]
 
 
 def test_correction_minimises_bias_and_variance():
