@@ -68,10 +68,8 @@ def compile_kernel(call: kernels.PallasCall, device: Any, cache: Cache) -> Kerne
     key = cache.key(device.device_kind, triton.digest)
     if (kept := cache.get(key)) is not None:
         return Kernel(**kept)
-    with tempfile.TemporaryDirectory() as dump:
-        compiled = lowered.compile(compiler_options={"xla_dump_to": dump})
-        threads, shared_memory = _launch(pathlib.Path(dump), call.name)
-    code = kernel_code(compiled, call.name)
+    compiled, threads, shared_memory = compile_alone(lowered, call.name)
+    code = machine_code.disassemble(cubin(compiled, call.name))
     kernel = Kernel(
         name=call.name,
         threads=threads,
@@ -85,16 +83,28 @@ def compile_kernel(call: kernels.PallasCall, device: Any, cache: Cache) -> Kerne
     return kernel
 
 
-def kernel_code(compiled: jax.stages.Compiled, name: str) -> machine_code.MachineCode:
-    """Disassembles one kernel of a compiled program.
+def compile_alone(lowered: jax.stages.Lowered, name: str) -> tuple[jax.stages.Compiled, int, int]:
+    """Compiles one kernel; returns also the threads and bytes of shared memory of its launch.
+
+    Args:
+      lowered: of a `PallasCall`.
+      name: of the kernel.
+    """
+    with tempfile.TemporaryDirectory() as dump:
+        compiled = lowered.compile(compiler_options={"xla_dump_to": dump})
+        return compiled, *_launch(pathlib.Path(dump), name)
+
+
+def cubin(compiled: jax.stages.Compiled, name: str) -> bytes:
+    """Returns the ELF file of one kernel of a compiled program.
 
     Args:
       compiled: the program.
       name: of the kernel.
     """
-    for cubin in executable.cubins(compiled.runtime_executable().serialize()):
-        if f".text.{name}\0".encode() in cubin:
-            return machine_code.disassemble(cubin)
+    for found in executable.cubins(compiled.runtime_executable().serialize()):
+        if f".text.{name}\0".encode() in found:
+            return found
     raise LookupError(f"XLA's executable has no kernel {name!r}")
 
 

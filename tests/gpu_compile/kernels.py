@@ -23,11 +23,13 @@ class PallasCall:
       name: as given to `pallas_call`.
       launch: does it again.
       arguments: ShapeDtypeStructs.
+      programs: size of the grid.
     """
 
     name: str
     launch: Callable
     arguments: tuple[jax.ShapeDtypeStruct, ...]
+    programs: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,24 +62,33 @@ def pallas_calls(fn: Callable, arguments: tuple) -> list[PallasCall]:
       fn: what `jax.jit` takes, or has made.
       arguments: trees of ShapeDtypeStructs.
     """
-    return list(_calls(jax.make_jaxpr(fn)(*arguments).jaxpr))
+    return [call_of(equation) for equation in launching(jax.make_jaxpr(fn)(*arguments).jaxpr)]
 
 
-def _calls(jaxpr: Any) -> Iterator[PallasCall]:
+def launching(jaxpr: Any) -> Iterator[Any]:
+    """Yields the equations of a traced program that launch a Pallas kernel, in their order."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "pallas_call":
-            yield _call(equation)
+        if is_pallas(equation):
+            yield equation
             continue
         for inner in _jaxprs(list(equation.params.values())):
-            yield from _calls(inner)
+            yield from launching(inner)
 
 
-def _call(equation: Any) -> PallasCall:
+def is_pallas(equation: Any) -> bool:
+    """Says whether an equation of a traced program launches a Pallas kernel."""
+    return equation.primitive.name == "pallas_call"
+
+
+def call_of(equation: Any) -> PallasCall:
+    """Returns the kernel that an equation launches."""
+
     def launch(*arrays):
         return equation.primitive.bind(*arrays, **equation.params)
 
     shapes = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in equation.invars]
-    return PallasCall(equation.params["name"], launch, tuple(shapes))
+    (programs,) = equation.params["grid_mapping"].grid
+    return PallasCall(equation.params["name"], launch, tuple(shapes), programs)
 
 
 def _jaxprs(value: Any) -> Iterator[Any]:

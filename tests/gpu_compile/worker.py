@@ -19,7 +19,7 @@ from typing import IO, Any, NoReturn
 from gpu_compile import cases, compiler, kernels
 from gpu_compile.cache import Cache
 from gpu_compile.environment import CACHE_FOLDER, timeout
-from gpu_compile.machine_code import MachineCode
+from gpu_compile.machine_code import MachineCode, disassemble
 from gpu_compile.report import Kernel, Report
 
 _LONGEST_MESSAGE = 3000
@@ -96,7 +96,7 @@ def _work(name: str, gpu: str, what: str, log: IO) -> Iterator[tuple[str, Any]]:
             compiled = compiler.lower(fn, arguments, device).compile()
             yield "memory", compiler.memory(compiled)
             for kernel in alone.values():
-                yield from _compare(kernel, compiler.kernel_code(compiled, kernel.name))
+                yield from _compare(kernel, disassemble(compiler.cubin(compiled, kernel.name)))
     except Exception as error:
         yield "failure", _describe(error) + _said(log)
 
