@@ -4,7 +4,8 @@
         --seeds=3 --workdir=runs/ml_1m_tuning --config.train.num_steps=2400 \
         --config.train.schedule=wsd --config.train.patience=0 --config.eval.every_steps=600
 
-Twelve trials of a row, and two seeds more of its winner.
+Twelve trials of a row, each with three seeds: with one, dense attention won at a learning rate at
+which four seeds of five fail to train. `--together` trains the three as one program.
 """
 
 
@@ -13,6 +14,7 @@ def get_sweep() -> dict:
     return {
         "reference": "dense",
         "metric": "full/ndcg@10",
+        "tuning_seeds": 3,
         "rows": {"dense": {"model.attention": "dense"}, "blossom": {}},
         "grid": {
             "train.learning_rate": (1e-3, 2e-3, 4e-3, 8e-3),

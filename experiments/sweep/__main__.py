@@ -6,7 +6,7 @@ r"""Trains the rows of a table with several seeds, and says which differences ar
 configs/sweeps/quickstart.py tells the format of sweep files. The same command again resumes what
 was stopped, and prints the table again when all is done. More seeds, or more rows, may be asked for
 later. Every row is trained in a process of its own; `--jobs=2` trains two rows at a time, and
-`--gpus=0,1` likewise, each on a GPU of its own.
+`--gpus=0,1` likewise, each on a GPU of its own. With a grid, first every trial is such a process.
 """
 
 import argparse
@@ -26,13 +26,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--sweep", required=True, metavar="FILE.py", help="rows and grid")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each row")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the sweep")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="rows at a time")
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="rows, or trials of a grid, at a time"
+    )
     parser.add_argument(
         "--gpus",
         type=lambda text: [name for name in text.split(",") if name],
         default=[],
         metavar="N,..",
-        help="train each row on one of these GPUs; with --jobs=1 as many rows at a time",
+        help="train each row or trial on one of these GPUs; with --jobs=1 as many at a time",
     )
     parser.add_argument(
         "--together",
@@ -40,12 +42,20 @@ def main(argv: Sequence[str]) -> int:
         help="train the seeds of a row as one program: one device, and memory for all of them",
     )
     parser.add_argument("--only", metavar="ROW", help="train this row alone, and compare nothing")
+    parser.add_argument(
+        "--trial", type=int, metavar="N", help="with --only: train the N-th point of the grid alone"
+    )
     arguments = _cli.parse_with_config(parser, argv)
     _compile_cache.enable()
     sweep, config = load_sweep(arguments.sweep), arguments.config
     for name, least in (("seeds", 1), ("jobs", 1)):
         if (value := getattr(arguments, name)) < least:
             raise UserError(f"--{name} must be at least {least}, got {value}")
+    if sweep.num_trials and arguments.seeds < sweep.tuning_seeds:
+        raise UserError(
+            f"--seeds must be at least {sweep.tuning_seeds}, with which {arguments.sweep} tunes; "
+            f"got {arguments.seeds}"
+        )
     workdir = pathlib.Path(arguments.workdir)
     seeds = [config.seed + n for n in range(arguments.seeds)]
     if arguments.only is not None:
@@ -54,27 +64,40 @@ def main(argv: Sequence[str]) -> int:
         for point in sweep.points():  # a mistake is refused before anything is trained
             with_values(config, changes | point)
     folder.write_definition(workdir, sweep, seeds, config.eval.metric)
-    commands = {
-        row: [sys.executable, "-m", "experiments.sweep", *argv, f"--only={row}"]
-        for row in sweep.rows
-    }
-    jobs = arguments.jobs if arguments.jobs > 1 else max(1, len(arguments.gpus))
-    codes = processes.run_all(commands, jobs=jobs, gpus=arguments.gpus)
+    codes = _train_all(arguments, sweep, [sys.executable, "-m", "experiments.sweep", *argv])
     print(folder.summarize(workdir))
     return next((code for code in codes.values() if code), 0)
+
+
+def _train_all(
+    arguments: argparse.Namespace, sweep: Sweep, command: Sequence[str]
+) -> dict[str, int]:
+    """Trains every row; where several processes may run at a time, its trials before it."""
+    jobs = arguments.jobs if arguments.jobs > 1 else max(1, len(arguments.gpus))
+    if jobs > 1 and sweep.num_trials:
+        trials = {
+            f"{row}, trial {trial}": [*command, f"--only={row}", f"--trial={trial}"]
+            for row in sweep.rows
+            for trial in range(sweep.num_trials)
+        }
+        codes = processes.run_all(trials, jobs=jobs, gpus=arguments.gpus)
+        if processes.STOPPED in codes.values():
+            return codes
+    rows = {row: [*command, f"--only={row}"] for row in sweep.rows}
+    return processes.run_all(rows, jobs=jobs, gpus=arguments.gpus)
 
 
 def _train_one(arguments: argparse.Namespace, sweep: Sweep, seeds: Sequence[int]) -> int:
     if arguments.only not in sweep.rows:
         raise UserError(f"--only={arguments.only}: the rows are {', '.join(sweep.rows)}")
-    finished = runs.train_row(
-        sweep,
-        arguments.only,
-        arguments.config,
-        seeds,
-        pathlib.Path(arguments.workdir),
-        together=arguments.together,
-    )
+    workdir, together = pathlib.Path(arguments.workdir), arguments.together
+    config, row, trial = arguments.config, arguments.only, arguments.trial
+    if trial is None:
+        finished = runs.train_row(sweep, row, config, seeds, workdir, together=together)
+    elif 0 <= trial < sweep.num_trials:
+        finished = runs.train_trial(sweep, row, trial, config, seeds, workdir, together=together)
+    else:
+        raise UserError(f"--trial={trial}: the grid has {sweep.num_trials} points, from 0 on")
     return 0 if finished else processes.STOPPED
 
 

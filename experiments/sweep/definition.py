@@ -27,6 +27,7 @@ class Sweep:
       rows: Changes of the config by name of row.
       grid: Values to try by config key.
       trials: Combinations of the grid to try; 0 = all.
+      tuning_seeds: Seeds that every combination is tried with.
     """
 
     reference: str
@@ -34,6 +35,7 @@ class Sweep:
     rows: Mapping[str, Values]
     grid: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     trials: int = 0
+    tuning_seeds: int = 1
 
     def __post_init__(self):
         if self.reference not in self.rows:
@@ -45,9 +47,16 @@ class Sweep:
                 raise UserError(f"row {name!r} sets {min(both)}, which the grid tunes; do one only")
         if self.trials < 0:
             raise UserError(f"trials must not be negative, got {self.trials}")
+        if self.tuning_seeds < 1:
+            raise UserError(f"tuning_seeds must be at least 1, got {self.tuning_seeds}")
         for key, values in self.grid.items():
             if not values:
                 raise UserError(f"grid[{key!r}] has no value to try")
+
+    @property
+    def num_trials(self) -> int:
+        """Points of the grid that a row is tuned on; 0 where there is nothing to choose."""
+        return len(self.points()) if len(self.points()) > 1 else 0
 
     def points(self) -> list[Values]:
         """Returns the combinations of the grid that every row is tuned on; [{}] without a grid."""

@@ -6,6 +6,7 @@ values of the grid; without a grid there is none.
 
 import contextlib
 import pathlib
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ def train_row(
     *,
     together: bool,
 ) -> bool:
-    """Tunes a row with the first seed, and trains the winner with all; resumes what was begun.
+    """Tunes a row with the first seeds, and trains the winner with all; resumes what was begun.
 
     Args:
       sweep: Names the rows and the grid.
@@ -63,34 +64,67 @@ def train_row(
     Raises:
       UserError: Whatever makes a run impossible.
     """
-    config = with_values(config, sweep.rows[row])
-    points = sweep.points()
-    if len(points) > 1:
-        for point in points:
-            if not _train_seeds(with_values(config, point), workdir, row, point, seeds[:1], False):
-                return False
-    best = winner(sweep, workdir, row, seeds[0], config.eval.metric)
+    for trial in range(sweep.num_trials):
+        if not train_trial(sweep, row, trial, config, seeds, workdir, together=together):
+            return False
+    best = winner(sweep, workdir, row, seeds, config.eval.metric)
     assert best is not None  # all were trained
-    return _train_seeds(with_values(config, best), workdir, row, best, seeds, together)
+    config = with_values(config, sweep.rows[row] | best)
+    return _train_seeds(config, workdir, row, best, seeds, together)
 
 
-def winner(sweep: Sweep, workdir: pathlib.Path, row: str, seed: int, metric: str) -> Values | None:
+def train_trial(
+    sweep: Sweep,
+    row: str,
+    trial: int,
+    config: ml_collections.ConfigDict,
+    seeds: Sequence[int],
+    workdir: pathlib.Path,
+    *,
+    together: bool,
+) -> bool:
+    """Trains a row at one point of the grid with the first seeds; see `train_row`.
+
+    Args:
+      sweep: Names the rows and the grid.
+      row: Name of the row.
+      trial: Number of the point.
+      config: That all rows begin from.
+      seeds: Of the runs; the first `sweep.tuning_seeds` are trained.
+      workdir: Folder of the sweep.
+      together: Whether seeds are trained as one program.
+
+    Returns:
+      Whether it is complete; False after a SIGTERM.
+    """
+    point = sweep.points()[trial]
+    config = with_values(config, sweep.rows[row] | point)
+    return _train_seeds(config, workdir, row, point, seeds[: sweep.tuning_seeds], together)
+
+
+def winner(
+    sweep: Sweep, workdir: pathlib.Path, row: str, seeds: Sequence[int], metric: str
+) -> Values | None:
     """Returns the point of the grid with the best validation metric; None before all are trained.
+
+    That is the mean over the seeds that every point is trained with.
 
     Args:
       sweep: Names the grid.
       workdir: Folder of the sweep.
       row: Name of the row.
-      seed: That all points were trained with.
+      seeds: Of the runs.
       metric: Of validation, higher is better.
     """
-    points = sweep.points()
-    if len(points) == 1:
+    points, reached = sweep.points(), []
+    if not sweep.num_trials:
         return points[0]
-    found = [_workdir.read_results(run_folder(workdir, row, point, seed)) for point in points]
-    reached = [each["valid"][metric] for each in found if each is not None]
-    if len(reached) < len(points):
-        return None
+    for point in points:
+        folders = [run_folder(workdir, row, point, seed) for seed in seeds[: sweep.tuning_seeds]]
+        found = [_workdir.read_results(folder) for folder in folders]
+        if None in found:
+            return None
+        reached.append(statistics.fmean(each["valid"][metric] for each in found if each))
     return points[reached.index(max(reached))]
 
 
@@ -155,10 +189,10 @@ def finished(
       sweep: Names the grid.
       workdir: Folder of the sweep.
       row: Name of the row.
-      seeds: Of the runs; the first chose the winner.
+      seeds: Of the runs; the first ones chose the winner.
       metric: Of validation, that chose it.
     """
-    point = winner(sweep, workdir, row, seeds[0], metric)
+    point = winner(sweep, workdir, row, seeds, metric)
     if point is None:
         return []
     folders = [run_folder(workdir, row, point, seed) for seed in seeds]

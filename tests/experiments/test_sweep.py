@@ -71,6 +71,7 @@ def test_every_row_is_tuned_on_the_same_points():
         ({"grid": {"model.attention": ("dense",)}}, "row 'dense' sets model.attention, which the"),
         ({"grid": {"seed": ()}}, r"grid\['seed'\] has no value"),
         ({"trials": -1}, "trials must not be negative"),
+        ({"tuning_seeds": 0}, "tuning_seeds must be at least 1, got 0"),
         ({"columns": 3}, "get_sweep must return a dict with"),
     ],
 )
@@ -286,16 +287,67 @@ def test_the_report_shows_a_sweep_and_a_run(swept, tmp_path, capsys):
     assert "p (Holm)" in page and "RecBole" in page and "seed_0 (blossom)" in page
 
 
-def test_the_winner_has_the_best_validation(tmp_path):
-    tuned = Sweep("blossom", "full/ndcg@10", ROWS, {"train.learning_rate": (1e-3, 3e-3, 1e-2)})
-    for point, value in zip(tuned.points(), (0.2, 0.4, 0.3), strict=True):
-        assert runs.winner(tuned, tmp_path, "blossom", 5, "full/ndcg@10") is None
-        where = runs.run_folder(tmp_path, "blossom", point, 5)
-        where.mkdir(parents=True)
-        (where / "results.json").write_text(json.dumps({"valid": {"full/ndcg@10": value}}))
-    assert runs.winner(tuned, tmp_path, "blossom", 5, "full/ndcg@10") == {
+@pytest.mark.parametrize("values", [[(0.2, 0.4, 0.3)], [(0.2, 0.5, 0.3), (0.2, 0.3, 0.1)]])
+def test_the_winner_has_the_best_validation(tmp_path, values):
+    grid = {"train.learning_rate": (1e-3, 3e-3, 1e-2)}
+    tuned = Sweep("blossom", "full/ndcg@10", ROWS, grid, tuning_seeds=len(values))
+    for seed, of_seed in zip((5, 6), values, strict=False):
+        for point, value in zip(tuned.points(), of_seed, strict=True):
+            assert runs.winner(tuned, tmp_path, "blossom", [5, 6, 7], "full/ndcg@10") is None
+            where = runs.run_folder(tmp_path, "blossom", point, seed)
+            where.mkdir(parents=True)
+            (where / "results.json").write_text(json.dumps({"valid": {"full/ndcg@10": value}}))
+    assert runs.winner(tuned, tmp_path, "blossom", [5, 6, 7], "full/ndcg@10") == {
         "train.learning_rate": 3e-3
     }
+
+
+def tuned_sweep(tmp_path):
+    return write_sweep(
+        tmp_path / "s.py",
+        rows=ROWS,
+        grid={"train.learning_rate": (1e-3, 3e-3)},
+        tuning_seeds=2,
+    )
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_trials_are_processes_before_rows_are(tmp_path, log, monkeypatch, stopped):  # noqa: F811
+    trained = []
+
+    def train_trial(_, row, trial, config, seeds, workdir, *, together):
+        trained.append((row, trial))
+        return not stopped
+
+    def train_row(_, row, config, seeds, workdir, *, together):
+        trained.append(row)
+        return True
+
+    monkeypatch.setattr(runs, "train_trial", train_trial)
+    monkeypatch.setattr(runs, "train_row", train_row)
+    monkeypatch.setattr(processes, "run_all", run_here)
+    arguments = [*flags(log, tmp_path / "sweep"), f"--sweep={tuned_sweep(tmp_path)}", "--seeds=2"]
+    code = sweep.main([*arguments, "--jobs=2"])
+    assert code == (processes.STOPPED if stopped else 0)
+    trials = [(row, trial) for row in ROWS for trial in (0, 1)]
+    assert trained == (trials if stopped else [*trials, *ROWS])
+
+
+def test_a_trial_is_trained_with_the_tuning_seeds(tmp_path, log, monkeypatch):  # noqa: F811
+    trained = []
+
+    def train_seeds(config, workdir, row, point, seeds, together):
+        trained.append((row, config.train.learning_rate, point, list(seeds), together))
+        return True
+
+    monkeypatch.setattr(runs, "_train_seeds", train_seeds)
+    arguments = [*flags(log, tmp_path / "sweep"), f"--sweep={tuned_sweep(tmp_path)}"]
+    assert sweep.main([*arguments, "--seeds=3", "--only=dense", "--trial=1", "--together"]) == 0
+    assert trained == [("dense", 3e-3, {"train.learning_rate": 3e-3}, [0, 1], True)]
+    with pytest.raises(UserError, match="--trial=2: the grid has 2 points, from 0 on"):
+        sweep.main([*arguments, "--only=dense", "--trial=2"])
+    with pytest.raises(UserError, match="--seeds must be at least 2, with which .*s.py tunes"):
+        sweep.main([*arguments, "--seeds=1"])
 
 
 def test_a_folder_without_a_finished_run_cannot_be_reported(tmp_path):
