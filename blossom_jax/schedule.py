@@ -1,6 +1,7 @@
 """When a run logs, evaluates and saves, and how far it is."""
 
 import dataclasses
+import math
 
 from blossom_jax.errors import UserError
 
@@ -16,6 +17,7 @@ class Schedule:
       checkpoint_every: Steps between two checkpoints besides those after evaluations; 0 = none.
       patience: Evaluations without a better one after which the run stops; 0 = never.
       metric: Of validation, higher is better; decides what is best.
+      stop_at: Value of it at which the run stops; 0 = never.
     """
 
     num_steps: int
@@ -24,6 +26,7 @@ class Schedule:
     checkpoint_every: int
     patience: int
     metric: str
+    stop_at: float = 0.0
 
     def __post_init__(self):
         for names, steps in (
@@ -36,9 +39,16 @@ class Schedule:
         for name, number in (
             ("train.patience", self.patience),
             ("checkpoint.every_steps", self.checkpoint_every),
+            ("train.stop_at", self.stop_at),
         ):
             if number < 0:
                 raise UserError(f"{name} must not be negative, got {number}")
+
+    def ends(self, progress: "Progress") -> bool:
+        """Tells whether there is nothing left to train."""
+        reached = progress.best_metrics.get(self.metric, -math.inf) >= self.stop_at > 0
+        out_of_patience = 0 < self.patience <= progress.stale_evaluations
+        return progress.step >= self.num_steps or out_of_patience or reached
 
     def logs(self, step: int) -> bool:
         """Tells whether a line is due after a step."""

@@ -113,8 +113,7 @@ class Trainer:
 
     def finished(self, progress: Progress) -> bool:
         """Tells whether there is nothing left to train."""
-        out_of_patience = 0 < self.schedule.patience <= progress.stale_evaluations
-        return progress.step >= self.schedule.num_steps or out_of_patience
+        return self.schedule.ends(progress)
 
     def add_loss(self, progress: Progress, step: int, metrics: dict) -> float:
         """Waits for a step, adds up its loss, and returns the norm of its gradients.

@@ -165,6 +165,7 @@ def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Sc
         checkpoint_every=config.checkpoint.every_steps,
         patience=config.train.patience,
         metric=config.eval.metric,
+        stop_at=config.train.stop_at,
     )
 
 

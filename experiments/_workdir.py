@@ -57,7 +57,7 @@ def check_same(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     """Returns the config that a run was started with, locked.
 
-    A value of the model that did not exist yet has its default, which changes nothing.
+    A value that did not exist yet has its default, which changes nothing.
 
     Raises:
       UserError: There is none, or it cannot be read.
@@ -65,6 +65,7 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     config = trained_model.read_config(workdir)
     defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
     config["model"] = defaults | config["model"]
+    config["train"] = {"stop_at": 0.0} | config["train"]
     return ml_collections.ConfigDict(config).lock()
 
 

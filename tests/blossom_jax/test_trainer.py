@@ -157,6 +157,13 @@ def test_patience_stops_and_resuming_does_not_go_on(tmp_path):
     assert run(tmp_path, schedule=schedule)[1].step == 8
 
 
+def test_it_stops_where_the_metric_reaches_a_value_and_resuming_does_not_go_on(tmp_path):
+    schedule = Schedule(100, 10, 2, 0, patience=0, metric="score", stop_at=3.0)
+    _, progress = run(tmp_path, schedule=schedule, scores=[1.0, 2.5, 3.0, 4.0])
+    assert (progress.step, progress.best_step) == (6, 6)
+    assert run(tmp_path, schedule=schedule)[1].step == 6
+
+
 @pytest.mark.parametrize("bad", ["loss_sum", "grad_norm"])
 def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path, bad):
     def step(state, batch):

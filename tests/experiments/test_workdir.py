@@ -9,12 +9,12 @@ from configs import common
 from experiments import _workdir
 
 
-def test_a_run_from_before_a_value_of_the_model_existed_has_its_default(tmp_path):
+def test_a_run_from_before_a_value_existed_has_its_default(tmp_path):
     config = common.get_config().lock()
     _workdir.write_config(tmp_path, config)
     path = tmp_path / "config.json"
     values = json.loads(path.read_text())
-    del values["model"]["rope_theta"]
+    del values["model"]["rope_theta"], values["train"]["stop_at"]
     path.write_text(json.dumps(values))
 
     _workdir.check_config(tmp_path, config)
