@@ -22,6 +22,24 @@ from experiments.sweep.definition import Sweep, load_sweep, with_values
 
 def main(argv: Sequence[str]) -> int:
     """Trains what is missing, then compares."""
+    arguments = _parse(argv)
+    _compile_cache.enable()
+    sweep, config = load_sweep(arguments.sweep), arguments.config
+    _check(arguments, sweep)
+    workdir = pathlib.Path(arguments.workdir)
+    seeds = [config.seed + n for n in range(arguments.seeds)]
+    if arguments.only is not None:
+        return _train_one(arguments, sweep, seeds)
+    for changes in sweep.rows.values():
+        for point in sweep.points():  # a mistake is refused before anything is trained
+            with_values(config, changes | point)
+    folder.write_definition(workdir, sweep, seeds, config.eval.metric)
+    codes = _train_all(arguments, sweep, [sys.executable, "-m", "experiments.sweep", *argv])
+    print(folder.summarize(workdir))
+    return next((code for code in codes.values() if code), 0)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _cli.ArgumentParser(prog="python -m experiments.sweep", description=__doc__)
     parser.add_argument("--sweep", required=True, metavar="FILE.py", help="rows and grid")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each row")
@@ -45,9 +63,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--trial", type=int, metavar="N", help="with --only: train the N-th point of the grid alone"
     )
-    arguments = _cli.parse_with_config(parser, argv)
-    _compile_cache.enable()
-    sweep, config = load_sweep(arguments.sweep), arguments.config
+    return _cli.parse_with_config(parser, argv)
+
+
+def _check(arguments: argparse.Namespace, sweep: Sweep) -> None:
+    """Refuses numbers that make no sense, and what belongs to another flag."""
     for name, least in (("seeds", 1), ("jobs", 1)):
         if (value := getattr(arguments, name)) < least:
             raise UserError(f"--{name} must be at least {least}, got {value}")
@@ -56,17 +76,14 @@ def main(argv: Sequence[str]) -> int:
             f"--seeds must be at least {sweep.tuning_seeds}, with which {arguments.sweep} tunes; "
             f"got {arguments.seeds}"
         )
-    workdir = pathlib.Path(arguments.workdir)
-    seeds = [config.seed + n for n in range(arguments.seeds)]
-    if arguments.only is not None:
-        return _train_one(arguments, sweep, seeds)
-    for changes in sweep.rows.values():
-        for point in sweep.points():  # a mistake is refused before anything is trained
-            with_values(config, changes | point)
-    folder.write_definition(workdir, sweep, seeds, config.eval.metric)
-    codes = _train_all(arguments, sweep, [sys.executable, "-m", "experiments.sweep", *argv])
-    print(folder.summarize(workdir))
-    return next((code for code in codes.values() if code), 0)
+    if arguments.trial is None:
+        return
+    if arguments.only is None:
+        raise UserError(f"--trial={arguments.trial} needs --only=ROW")
+    if not 0 <= arguments.trial < sweep.num_trials:
+        raise UserError(
+            f"--trial={arguments.trial}: the grid has {sweep.num_trials} points, from 0 on"
+        )
 
 
 def _train_all(
@@ -94,10 +111,8 @@ def _train_one(arguments: argparse.Namespace, sweep: Sweep, seeds: Sequence[int]
     config, row, trial = arguments.config, arguments.only, arguments.trial
     if trial is None:
         finished = runs.train_row(sweep, row, config, seeds, workdir, together=together)
-    elif 0 <= trial < sweep.num_trials:
-        finished = runs.train_trial(sweep, row, trial, config, seeds, workdir, together=together)
     else:
-        raise UserError(f"--trial={trial}: the grid has {sweep.num_trials} points, from 0 on")
+        finished = runs.train_trial(sweep, row, trial, config, seeds, workdir, together=together)
     return 0 if finished else processes.STOPPED
 
 

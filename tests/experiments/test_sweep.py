@@ -346,6 +346,8 @@ def test_a_trial_is_trained_with_the_tuning_seeds(tmp_path, log, monkeypatch):  
     assert trained == [("dense", 3e-3, {"train.learning_rate": 3e-3}, [0, 1], True)]
     with pytest.raises(UserError, match="--trial=2: the grid has 2 points, from 0 on"):
         sweep.main([*arguments, "--only=dense", "--trial=2"])
+    with pytest.raises(UserError, match="--trial=1 needs --only=ROW"):
+        sweep.main([*arguments, "--trial=1"])
     with pytest.raises(UserError, match="--seeds must be at least 2, with which .*s.py tunes"):
         sweep.main([*arguments, "--seeds=1"])
 
