@@ -10,6 +10,7 @@ later. Every row is trained in a process of its own; `--jobs=2` trains two rows 
 """
 
 import argparse
+import itertools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -89,19 +90,16 @@ def _check(arguments: argparse.Namespace, sweep: Sweep) -> None:
 def _train_all(
     arguments: argparse.Namespace, sweep: Sweep, command: Sequence[str]
 ) -> dict[str, int]:
-    """Trains every row; where several processes may run at a time, its trials before it."""
+    """Trains every row; where several processes may run at a time, its trials apart before it."""
     jobs = arguments.jobs if arguments.jobs > 1 else max(1, len(arguments.gpus))
-    if jobs > 1 and sweep.num_trials:
-        trials = {
-            f"{row}, trial {trial}": [*command, f"--only={row}", f"--trial={trial}"]
-            for row in sweep.rows
-            for trial in range(sweep.num_trials)
-        }
-        codes = processes.run_all(trials, jobs=jobs, gpus=arguments.gpus)
-        if processes.STOPPED in codes.values():
-            return codes
-    rows = {row: [*command, f"--only={row}"] for row in sweep.rows}
-    return processes.run_all(rows, jobs=jobs, gpus=arguments.gpus)
+    commands, after = {}, {}
+    if jobs > 1:
+        for row, trial in itertools.product(sweep.rows, range(sweep.num_trials)):
+            name = f"{row}, trial {trial}"
+            commands[name] = [*command, f"--only={row}", f"--trial={trial}"]
+            after.setdefault(row, []).append(name)
+    commands |= {row: [*command, f"--only={row}"] for row in sweep.rows}
+    return processes.run_all(commands, jobs=jobs, gpus=arguments.gpus, after=after)
 
 
 def _train_one(arguments: argparse.Namespace, sweep: Sweep, seeds: Sequence[int]) -> int:

@@ -121,10 +121,12 @@ def winner(
         return points[0]
     for point in points:
         folders = [run_folder(workdir, row, point, seed) for seed in seeds[: sweep.tuning_seeds]]
-        found = [_workdir.read_results(folder) for folder in folders]
-        if None in found:
+        found = [
+            results for each in folders if (results := _workdir.read_results(each)) is not None
+        ]
+        if len(found) < len(folders):
             return None
-        reached.append(statistics.fmean(each["valid"][metric] for each in found if each))
+        reached.append(statistics.fmean(each["valid"][metric] for each in found))
     return points[reached.index(max(reached))]
 
 

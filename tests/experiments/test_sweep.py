@@ -5,10 +5,7 @@ import functools
 import io
 import json
 import re
-import signal
 import sys
-import textwrap
-import threading
 
 import jax
 import numpy as np
@@ -23,8 +20,8 @@ from blossom_jax.protocol_metrics import Ranks
 from experiments import _cli, _ranks, _results
 from experiments.report import __main__ as report
 from experiments.sweep import __main__ as sweep
-from experiments.sweep import comparison, folder, processes, runs
-from experiments.sweep.definition import Sweep, load_sweep, with_values
+from experiments.sweep import comparison, folder, processes
+from experiments.sweep.definition import load_sweep, with_values
 from experiments.sweep.runs import Run
 
 SWEEPS = [p for p in sorted((ROOT / "configs/sweeps").glob("*.py")) if p.stem != "__init__"]
@@ -50,19 +47,6 @@ def test_the_rows_of_a_shipped_sweep_fit_the_config_of_its_command(path):
     assert config.to_json() == before
 
 
-def test_every_row_is_tuned_on_the_same_points():
-    grid = {"train.learning_rate": (1e-3, 3e-3), "model.dropout": (0.1, 0.2, 0.5)}
-    whole_grid = Sweep("blossom", "full/ndcg@10", ROWS, grid).points()
-    assert len(whole_grid) == 6 and whole_grid[1] == {
-        "train.learning_rate": 1e-3,
-        "model.dropout": 0.2,
-    }
-    some = Sweep("blossom", "full/ndcg@10", ROWS, grid, trials=4).points()
-    assert len(some) == 4 and all(point in whole_grid for point in some)
-    assert some == Sweep("blossom", "full/ndcg@10", ROWS, grid, trials=4).points()
-    assert Sweep("blossom", "full/ndcg@10", ROWS).points() == [{}]
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -85,58 +69,6 @@ def test_a_row_that_sets_no_key_is_refused_before_anything_is_written(tmp_path, 
     with pytest.raises(UserError, match="did you mean --config.model.attention"):
         sweep.main([*flags(log, tmp_path / "sweep"), f"--sweep={path}"])
     assert not (tmp_path / "sweep").exists()
-
-
-def python(code):
-    return [sys.executable, "-c", textwrap.dedent(code)]
-
-
-def test_a_command_that_fails_stops_no_other(capsys):
-    codes = processes.run_all(
-        {"a": python("raise SystemExit(3)"), "b": python(""), "c": python("")}, jobs=2
-    )
-    assert codes == {"a": 3, "b": 0, "c": 0}
-    assert "a: ended with exit code 3" in capsys.readouterr().err
-
-
-def test_commands_are_spread_over_gpus(tmp_path):
-    def note(name, until=None):
-        return python(
-            f"""
-            import os, pathlib, time
-            folder = pathlib.Path({str(tmp_path)!r})
-            (folder / {name!r}).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
-            while not (folder / {(until or name)!r}).exists():
-                time.sleep(0.01)
-            """
-        )
-
-    commands = {"a": note("a", until="d"), "b": note("b"), "c": note("c"), "d": note("d")}
-    assert set(processes.run_all(commands, jobs=2, gpus=["3", "5"]).values()) == {0}
-    assert {name: (tmp_path / name).read_text() for name in commands} == {
-        "a": "3",  # which is taken for as long as all others run
-        **dict.fromkeys("bcd", "5"),
-    }
-
-
-def test_sigterm_goes_to_what_runs_and_nothing_else_begins(tmp_path):
-    waits = python(
-        f"""
-        import pathlib, signal, sys, time
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit({processes.STOPPED}))
-        pathlib.Path({str(tmp_path / "begun")!r}).touch()
-        time.sleep(60)
-        """
-    )
-
-    def stop():
-        while not (tmp_path / "begun").exists():
-            threading.Event().wait(0.01)
-        signal.raise_signal(signal.SIGTERM)
-
-    threading.Thread(target=stop).start()
-    codes = processes.run_all({"a": waits, "b": waits}, jobs=1)
-    assert codes == dict.fromkeys("ab", processes.STOPPED)
 
 
 def runs_of(tmp_path, row, ranks, users=None):
@@ -227,13 +159,17 @@ def test_an_old_run_without_buckets_or_protocol_is_described():
     ]
 
 
-def run_here(commands, jobs, gpus):
+def run_here(commands, jobs, gpus, after):
     """Runs the commands of a sweep in this process, one after the other."""
     assert jobs == 2 and not gpus
     assert {tuple(command[:3]) for command in commands.values()} == {
         (sys.executable, "-m", "experiments.sweep")
     }
-    return {row: sweep.main(command[3:]) for row, command in commands.items()}
+    codes = {}
+    for name, command in commands.items():
+        failed = [codes[before] for before in after.get(name, ()) if codes[before]]
+        codes[name] = failed[0] if failed else sweep.main(command[3:])
+    return codes
 
 
 @pytest.fixture(scope="module")
@@ -285,71 +221,6 @@ def test_the_report_shows_a_sweep_and_a_run(swept, tmp_path, capsys):
     assert page.count("data:image/png;base64,") == 4 + 3 * 2
     assert "src=http" not in page and "Cannot be shown" not in page
     assert "p (Holm)" in page and "RecBole" in page and "seed_0 (blossom)" in page
-
-
-@pytest.mark.parametrize("values", [[(0.2, 0.4, 0.3)], [(0.2, 0.5, 0.3), (0.2, 0.3, 0.1)]])
-def test_the_winner_has_the_best_validation(tmp_path, values):
-    grid = {"train.learning_rate": (1e-3, 3e-3, 1e-2)}
-    tuned = Sweep("blossom", "full/ndcg@10", ROWS, grid, tuning_seeds=len(values))
-    for seed, of_seed in zip((5, 6), values, strict=False):
-        for point, value in zip(tuned.points(), of_seed, strict=True):
-            assert runs.winner(tuned, tmp_path, "blossom", [5, 6, 7], "full/ndcg@10") is None
-            where = runs.run_folder(tmp_path, "blossom", point, seed)
-            where.mkdir(parents=True)
-            (where / "results.json").write_text(json.dumps({"valid": {"full/ndcg@10": value}}))
-    assert runs.winner(tuned, tmp_path, "blossom", [5, 6, 7], "full/ndcg@10") == {
-        "train.learning_rate": 3e-3
-    }
-
-
-def tuned_sweep(tmp_path):
-    return write_sweep(
-        tmp_path / "s.py",
-        rows=ROWS,
-        grid={"train.learning_rate": (1e-3, 3e-3)},
-        tuning_seeds=2,
-    )
-
-
-@pytest.mark.parametrize("stopped", [False, True])
-def test_trials_are_processes_before_rows_are(tmp_path, log, monkeypatch, stopped):  # noqa: F811
-    trained = []
-
-    def train_trial(_, row, trial, config, seeds, workdir, *, together):
-        trained.append((row, trial))
-        return not stopped
-
-    def train_row(_, row, config, seeds, workdir, *, together):
-        trained.append(row)
-        return True
-
-    monkeypatch.setattr(runs, "train_trial", train_trial)
-    monkeypatch.setattr(runs, "train_row", train_row)
-    monkeypatch.setattr(processes, "run_all", run_here)
-    arguments = [*flags(log, tmp_path / "sweep"), f"--sweep={tuned_sweep(tmp_path)}", "--seeds=2"]
-    code = sweep.main([*arguments, "--jobs=2"])
-    assert code == (processes.STOPPED if stopped else 0)
-    trials = [(row, trial) for row in ROWS for trial in (0, 1)]
-    assert trained == (trials if stopped else [*trials, *ROWS])
-
-
-def test_a_trial_is_trained_with_the_tuning_seeds(tmp_path, log, monkeypatch):  # noqa: F811
-    trained = []
-
-    def train_seeds(config, workdir, row, point, seeds, together):
-        trained.append((row, config.train.learning_rate, point, list(seeds), together))
-        return True
-
-    monkeypatch.setattr(runs, "_train_seeds", train_seeds)
-    arguments = [*flags(log, tmp_path / "sweep"), f"--sweep={tuned_sweep(tmp_path)}"]
-    assert sweep.main([*arguments, "--seeds=3", "--only=dense", "--trial=1", "--together"]) == 0
-    assert trained == [("dense", 3e-3, {"train.learning_rate": 3e-3}, [0, 1], True)]
-    with pytest.raises(UserError, match="--trial=2: the grid has 2 points, from 0 on"):
-        sweep.main([*arguments, "--only=dense", "--trial=2"])
-    with pytest.raises(UserError, match="--trial=1 needs --only=ROW"):
-        sweep.main([*arguments, "--trial=1"])
-    with pytest.raises(UserError, match="--seeds must be at least 2, with which .*s.py tunes"):
-        sweep.main([*arguments, "--seeds=1"])
 
 
 def test_a_folder_without_a_finished_run_cannot_be_reported(tmp_path):
