@@ -26,6 +26,8 @@ from gpu_compile.case import DTYPES, KV_HEADS, Case
 from gpu_compile.launch import LAUNCHES
 from gpu_compile.targets import TRITON_GPUS
 
+_CALLS = ("jit", "pjit", "closed_call", "custom_vjp_call")  # run what is inside once
+
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
@@ -53,6 +55,8 @@ class Launch:
 def main() -> None:
     """Captures what the command line asks for."""
     options = _parse()
+    if options.heads % KV_HEADS:
+        raise SystemExit(f"--heads={options.heads} must be a multiple of {KV_HEADS}")
     if options.what == "kernels":
         _reach_compiler()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -171,6 +175,11 @@ def _run(jaxpr: Any, constants: Any, arguments: list, keep: Any) -> list:
             outputs = jax.jit(kernels.call_of(equation).launch)(*inputs)
             keep(equation.params["name"], inputs, outputs)
         elif inner and any(kernels.launching(getattr(inner[0], "jaxpr", inner[0]))):
+            if equation.primitive.name not in _CALLS:
+                raise NotImplementedError(
+                    f"a kernel inside {equation.primitive.name}: rows are attended in groups, one "
+                    "after the other; take fewer rows"
+                )
             program = getattr(inner[0], "jaxpr", inner[0])
             outputs = _run(program, getattr(inner[0], "consts", ()), inputs, keep)
         else:

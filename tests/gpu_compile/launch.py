@@ -4,8 +4,8 @@
 
 with the folder `tests` on PYTHONPATH. FOLDER and OTHERs are of `gpu_compile.capture`, of several
 versions of the code; --arrays is one that was captured with its arrays. Prints milliseconds of each
-kernel by folder, the median, and how far what it writes is from what was captured, of the largest.
-For the counters of each kernel:
+kernel by folder, the median, and how far what it writes is from what was captured, as a share of
+the largest value. Entries that a kernel does not write count for nothing. For the counters:
 
     ncu --clock-control none --set full --export FILE python -m gpu_compile.launch FOLDER --once
 """
@@ -21,7 +21,7 @@ import numpy as np
 
 LAUNCHES = "launches.json"
 ROUNDS, CALLS = 12, 3  # medians of so many rounds of so many calls
-_ABSENT = 1e20  # larger values stand for nothing
+_ABSENT = 1e20  # values from here on stand for nothing
 _SMALLEST = 1e-30
 
 
@@ -67,14 +67,22 @@ def _compare(
     calls, errors = {}, {}
     for folder, launch in versions.items():
         calls[folder] = _prepare(cupy, folder, launch, [*inputs, *outputs])
-        for output in outputs:
-            output.fill(0)
-        calls[folder]()
-        errors[folder] = [error(cupy.asnumpy(x), y) for x, y in zip(outputs, wanted, strict=True)]
+        written = [_write_over(cupy, calls[folder], outputs, fill) for fill in (0, 1)]
+        errors[folder] = [
+            error(x, y, x == again) for x, again, y in zip(*written, wanted, strict=True)
+        ]
     times = {} if once else _times(cupy, calls)
     for folder in versions:
         found = f"{times[folder]:8.4f} ms" if times else ""
         print(f"{key:24}{folder.name:20}{found}  error", *(f"{x:.1e}" for x in errors[folder]))
+
+
+def _write_over(cupy: Any, call: Callable, outputs: list, fill: int) -> list[np.ndarray]:
+    """Returns what a kernel writes over arrays that were filled."""
+    for output in outputs:
+        output.fill(fill)
+    call()
+    return [cupy.asnumpy(output) for output in outputs]
 
 
 def _load(folder: pathlib.Path, begin: str, count: int) -> list[np.ndarray]:
@@ -103,15 +111,22 @@ def _times(cupy: Any, calls: dict[pathlib.Path, Callable]) -> dict[pathlib.Path,
     return {folder: statistics.median(found) for folder, found in rounds.items()}
 
 
-def error(found: np.ndarray, wanted: np.ndarray) -> float:
+def error(found: np.ndarray, wanted: np.ndarray, written: np.ndarray | None = None) -> float:
     """Returns the largest difference as a share of the largest value, both as they were saved.
 
-    What neither writes, or writes as `NOTHING`, counts for nothing.
+    Infinite where a value stands for nothing in one of them alone.
+
+    Args:
+      found: what a kernel wrote.
+      wanted: what was captured.
+      written: which entries count; None = all.
     """
-    a, b = (_widened(x) for x in (found, wanted))
-    there = np.isfinite(b) & (np.abs(b) < _ABSENT)
-    largest = np.abs(b[there]).max(initial=_SMALLEST)
-    return float(np.abs(a[there] - b[there]).max(initial=0) / largest)
+    a, b = (_widened(x if written is None else x[written]) for x in (found, wanted))
+    absent = [np.abs(x) >= _ABSENT for x in (a, b)]
+    if np.any(absent[0] != absent[1]):
+        return float("inf")
+    a, b = a[~absent[0]], b[~absent[0]]
+    return float(np.abs(a - b).max(initial=0) / np.abs(b).max(initial=_SMALLEST))
 
 
 def _widened(x: np.ndarray) -> np.ndarray:
