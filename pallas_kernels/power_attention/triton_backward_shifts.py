@@ -17,7 +17,7 @@ from pallas_kernels.power_attention.triton_backward import Inputs, PathTotals, Q
 from pallas_kernels.triton_tools import NOTHING, exp2, fma, fms, read, widen
 
 HEADS_AT_ONCE = 4
-DISTANCES_AT_ONCE = 3  # whose queries are read before any is used
+READS_AT_ONCE = 3  # before any of them is used
 READ_BYTES = 16  # of a row, by one thread
 
 
@@ -27,10 +27,10 @@ class Rows(NamedTuple):
     Attributes:
       token: int32[rows], index in the row of the batch.
       at: int32[rows], the same in the whole batch, of a token that exists.
-      member: int32[rows], query head, of those that are taken at a time.
-      members: how many are.
-      parts: of the group, of so many.
-      total: distances times parts.
+      member: int32[rows], query head, of those of a group that are read at a time.
+      members: how many that are.
+      parts: how many times a group is as many.
+      reads: how many there are, each of one part of the groups at one distance.
       key: columns of the keys, see `_columns`.
       value: of the values.
     """
@@ -40,12 +40,12 @@ class Rows(NamedTuple):
     member: Any
     members: int
     parts: int
-    total: Any
+    reads: Any
     key: list
     value: list
 
     def distance(self, n, sizes: NearSizes):
-        """Returns how far ahead the queries of the n-th step are."""
+        """Returns how far ahead the queries of the n-th read are."""
         return shift(jax.lax.div(n, self.parts), sizes)
 
 
@@ -101,15 +101,15 @@ def _from_ahead(x: Inputs, rows: Rows, place, sizes: NearSizes, interpret: bool)
     """Adds up gradients of the keys and values, by columns, for each head apart."""
 
     def numbers(step):
-        return [step * DISTANCES_AT_ONCE + n for n in range(DISTANCES_AT_ONCE)]
+        return [step * READS_AT_ONCE + n for n in range(READS_AT_ONCE)]
 
     def read_positions(step):
         return [_read_position(x, n, rows, place, sizes) for n in numbers(step)]
 
     def add(step, carry):
         positions, sums = carry
-        steps = zip(numbers(step), positions, strict=True)
-        found = [_read_ahead(x, n, position, rows, place, sizes) for n, position in steps]
+        reads = zip(numbers(step), positions, strict=True)
+        found = [_read_ahead(x, n, position, rows, place, sizes) for n, position in reads]
         positions = read_positions(step + 1)
         for queries in found:
             sums = _add_query(queries, rows, sums, sizes, interpret)
@@ -117,19 +117,19 @@ def _from_ahead(x: Inputs, rows: Rows, place, sizes: NearSizes, interpret: bool)
 
     zero = [jnp.zeros(piece.shape, jnp.float32) for piece in rows.key]
     start = read_positions(jnp.int32(0)), (zero, zero)
-    steps = jax.lax.div(rows.total + DISTANCES_AT_ONCE - 1, DISTANCES_AT_ONCE)
+    steps = jax.lax.div(rows.reads + READS_AT_ONCE - 1, READS_AT_ONCE)
     return jax.lax.fori_loop(jnp.int32(0), steps, add, start)[1]
 
 
 def _read_position(x: Inputs, n, rows: Rows, place, sizes: NearSizes):
-    """Reads the positions of the queries of the n-th step; -1 where there is none."""
+    """Reads the positions of the queries of the n-th read; -1 where there is none."""
     token = rows.token + rows.distance(n, sizes)
-    inside = (token < sizes.heads.length) & (n < rows.total)
+    inside = (token < sizes.heads.length) & (n < rows.reads)
     return read(x.positions, place[1] * sizes.heads.length + token, inside, other=-1)
 
 
 def _read_ahead(x: Inputs, n, position, rows: Rows, place, sizes: NearSizes) -> Queries:
-    """Reads the queries of the n-th step; totals as wide as a piece of `_columns`.
+    """Makes the n-th read of queries; totals as wide as a piece of `_columns`.
 
     Those that are not seen stand where the key does: what is read there is not masked, which would
     be an instruction for each register, but gets no weight.
