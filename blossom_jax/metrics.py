@@ -157,8 +157,8 @@ def corrected_metrics_from_ranks(
     return {name: value / len(ranks) for name, value in total.items()}
 
 
-# Where other programs take the cores, threads that wait for one another make of some milliseconds
-# a quarter of a second; and there are as many systems to solve as sizes of the ranking.
+# On one thread: where other programs have the cores, BLAS's threads wait for one another, and a
+# system takes a quarter of a second, not 5 ms. There is one for each size of the ranking.
 @functools.cache
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def _corrected_values(ks, num_items, num_negatives, variance_weight):

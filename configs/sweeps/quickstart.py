@@ -16,8 +16,8 @@ A sweep is a file with a function `get_sweep` that returns a dict, data only:
                 row may set a key of the grid itself. {} = nothing to tune
     trials      how many combinations of the grid to try, the same ones for every row, drawn by a
                 fixed seed; 0 = all
-    tuning_seeds  with how many seeds each is tried. One may choose a combination that trains
-                by luck: MovieLens-1M's dense model at its best learning rate failed on four of five
+    tuning_seeds  with how many seeds each is tried. A single one may choose what trains by luck:
+                MovieLens-1M's dense model failed with four of five at the rate that it won with
 
 The last three may be left out; then nothing is tuned, or with one seed. A row for a data set alone,
 such as a length, takes several keys: {"length_200": {"model.max_length": 200, "data.row_length":
