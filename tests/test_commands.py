@@ -31,6 +31,7 @@ TRAIN = SIZES | {
     "train.warmup_steps": 1,
     "eval.batch_users": 64,
 }
+DENSE = {"model.attention": "dense"}
 # What is added to a command, by its first words; the longest that fits.
 SMALL = {
     "train": [f"--config.{key}={value}" for key, value in TRAIN.items()],
@@ -56,7 +57,9 @@ SMALL = {
         *("--training-lengths=32", "--training-tokens=64", "--items=30"),
     ],
 }
-SMALL["sweep"] = [*SMALL["train"], "--seeds=1", "--sweep=configs/sweeps/quickstart.py"]
+SMALL["sweep"] = [*SMALL["train"], "--seeds=1", "--sweep=one_row.py"]
+QUICKSTART = "--sweep=configs/sweeps/quickstart.py"  # is trained where a page shows it
+ONE_ROW = {"reference": "dense", "metric": "full/ndcg@10", "rows": {"dense": DENSE}}
 SMALL["baselines"] = SMALL["train"]
 TRAINS = ("train", "sweep", "baselines")  # write the folder that --workdir names
 # Commands that need what is not here, and what they say then.
@@ -77,7 +80,10 @@ def small(command):
     """Returns (module, its arguments with those of `SMALL` added)."""
     name, arguments = command[2].removeprefix("experiments."), command[3:]
     key = next((k for k in (f"{name} {arguments[0]}", name) if k in SMALL), None)
-    return name, arguments + SMALL.get(key, [])
+    added = SMALL.get(key, [])
+    if QUICKSTART in arguments:
+        added = [QUICKSTART if word.startswith("--sweep=") else word for word in added]
+    return name, arguments + added
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +123,7 @@ def here(log, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     shutil.copy(log / "log.csv", tmp_path)
+    (tmp_path / "one_row.py").write_text(f"def get_sweep():\n    return {ONE_ROW!r}\n")
     (tmp_path / "users.jsonl").write_text('{"user": "me", "history": ["i1", "i2"]}\n')
     return tmp_path
 
@@ -158,7 +165,8 @@ def test_commands_run(page, here, trained):
 def run_command(name, main, arguments):
     """Runs a command in this process; a sweep would give each row one, which knows no tiny log."""
     if name == "sweep":
-        for row in quickstart.get_sweep()["rows"]:
+        rows = quickstart.get_sweep()["rows"] if QUICKSTART in arguments else ONE_ROW["rows"]
+        for row in rows:
             main([*arguments, f"--only={row}"])
     main(arguments)
 
