@@ -12,6 +12,7 @@ time versions of a kernel on the same arrays.
 import argparse
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import sys
@@ -36,7 +37,7 @@ class Launch:
     Attributes:
       key: number of the launch in the program, and the kernel's name: that of its files.
       name: of the kernel.
-      programs: size of the grid.
+      grid: programs along each of its axes.
       threads: of a program.
       shared_memory: bytes of a program.
       inputs: how many arrays it reads.
@@ -45,7 +46,7 @@ class Launch:
 
     key: str
     name: str
-    programs: int
+    grid: tuple[int, ...]
     threads: int
     shared_memory: int
     inputs: int
@@ -74,7 +75,7 @@ def main() -> None:
         write_arrays(case, options.folder)
         return
     for launch in write_kernels(case, options.gpu, options.folder, options.only):
-        print(launch.key, f"{launch.programs} programs of {launch.threads} threads")
+        print(launch.key, f"{math.prod(launch.grid)} programs of {launch.threads} threads")
 
 
 def _parse() -> argparse.Namespace:
@@ -120,7 +121,7 @@ def write_kernels(case: Case, gpu: str, folder: pathlib.Path, only: str = "") ->
         compiled, threads, shared = compiler.compile_alone(lowered, call.name)
         key, count = f"{number}_{call.name}", (len(call.arguments), len(equation.outvars))
         (folder / f"{key}.cubin").write_bytes(compiler.cubin(compiled, call.name))
-        launches.append(Launch(key, call.name, call.programs, threads, shared, *count))
+        launches.append(Launch(key, call.name, call.grid, threads, shared, *count))
     text = json.dumps([dataclasses.asdict(launch) for launch in launches], indent=1)
     (folder / LAUNCHES).write_text(text + "\n")
     return launches

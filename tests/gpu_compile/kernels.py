@@ -23,13 +23,13 @@ class PallasCall:
       name: as given to `pallas_call`.
       launch: does it again.
       arguments: ShapeDtypeStructs.
-      programs: size of the grid.
+      grid: programs along each of its axes.
     """
 
     name: str
     launch: Callable
     arguments: tuple[jax.ShapeDtypeStruct, ...]
-    programs: int
+    grid: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +87,8 @@ def call_of(equation: Any) -> PallasCall:
         return equation.primitive.bind(*arrays, **equation.params)
 
     shapes = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in equation.invars]
-    (programs,) = equation.params["grid_mapping"].grid
-    return PallasCall(equation.params["name"], launch, tuple(shapes), programs)
+    grid = tuple(equation.params["grid_mapping"].grid)
+    return PallasCall(equation.params["name"], launch, tuple(shapes), grid)
 
 
 def _jaxprs(value: Any) -> Iterator[Any]:

@@ -92,7 +92,7 @@ def _load(folder: pathlib.Path, begin: str, count: int) -> list[np.ndarray]:
 def _prepare(cupy: Any, folder: pathlib.Path, launch: dict, arrays: list) -> Callable[[], None]:
     module = cupy.RawModule(path=str(folder / f"{launch['key']}.cubin"))
     kernel = module.get_function(launch["name"])
-    size = (launch["programs"],), (launch["threads"],)
+    size = tuple(launch["grid"]), (launch["threads"],)
     return lambda: kernel(*size, tuple(arrays), shared_mem=launch["shared_memory"])
 
 

@@ -71,7 +71,7 @@ def test_machine_code_needs_no_gpu(gpu_compiler, tmp_path):
     subprocess.run(command, env=environment, check=True, capture_output=True)
     (found,) = json.loads((tmp_path / launch.LAUNCHES).read_text())
     assert found["key"] == "6_near_keys" and found["name"] == "near_keys"
-    assert found["programs"] == 2 * 64 // 16 and found["threads"] == 32
+    assert found["grid"] == [2 * 64 // 16] and found["threads"] == 32
     assert 0 < found["shared_memory"] < 2**16
     assert (tmp_path / "6_near_keys.cubin").read_bytes().startswith(b"\x7fELF")
 
