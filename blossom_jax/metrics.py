@@ -158,7 +158,7 @@ def corrected_metrics_from_ranks(
 
 
 # On one thread: where other programs have the cores, BLAS's threads wait for one another, and a
-# system takes a quarter of a second, not 5 ms. There is one for each size of the ranking.
+# system takes a quarter of a second, not 7 ms. There is one for each size of the ranking.
 @functools.cache
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def _corrected_values(ks, num_items, num_negatives, variance_weight):

@@ -13,6 +13,7 @@ import ml_collections
 from blossom_jax import catalogue, data, hosts, popularity, trained_model
 from blossom_jax.config import ModelConfig
 from blossom_jax.errors import UserError
+from blossom_jax.schedule import Schedule
 from experiments import _cli
 
 # May change between parts of a run: the batches are the same whoever prepares them, and so are the
@@ -65,7 +66,7 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     config = trained_model.read_config(workdir)
     defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
     config["model"] = defaults | config["model"]
-    config["train"] = {"stop_at": 0.0} | config["train"]
+    config["train"] = {"stop_at": Schedule.stop_at} | config["train"]
     return ml_collections.ConfigDict(config).lock()
 
 

@@ -56,7 +56,8 @@ class Sweep:
     @property
     def num_trials(self) -> int:
         """Points of the grid that a row is tuned on; 0 where there is nothing to choose."""
-        return len(self.points()) if len(self.points()) > 1 else 0
+        count = len(self.points())
+        return count if count > 1 else 0
 
     def points(self) -> list[Values]:
         """Returns the combinations of the grid that every row is tuned on; [{}] without a grid."""

@@ -82,6 +82,7 @@ def shifted_keys(x: Inputs, place, sizes: NearSizes, interpret: bool):
 def _rows(x: Inputs, n, members: int, place, sizes: NearSizes, interpret: bool) -> Rows:
     """Takes the n-th of every `members` tokens of a tile.
 
+    Keys are read again, from the first-level cache: the band has them as operands of products.
     Distances at which the whole tile would look past the end of the row are left out.
     """
     heads, (first, b, g) = sizes.heads, place

@@ -111,8 +111,9 @@ def write_kernels(case: Case, gpu: str, folder: pathlib.Path, only: str = "") ->
       only: part of the names of the kernels that are compiled.
     """
     device, launches = compiler.device_of(gpu), []
+    function, shapes = case.build(device)
     with kernels.lowering_for(device):
-        traced = jax.make_jaxpr(case.build(device)[0])(*case.build(device)[1])
+        traced = jax.make_jaxpr(function)(*shapes)
     for number, equation in enumerate(kernels.launching(traced.jaxpr)):
         call = kernels.call_of(equation)
         if only not in call.name:
