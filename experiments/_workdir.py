@@ -13,6 +13,7 @@ import ml_collections
 from blossom_jax import catalogue, data, hosts, popularity, trained_model
 from blossom_jax.config import ModelConfig
 from blossom_jax.errors import UserError
+from blossom_jax.losses import LossConfig
 from blossom_jax.schedule import Schedule
 from experiments import _cli
 
@@ -66,7 +67,11 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     config = trained_model.read_config(workdir)
     defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
     config["model"] = defaults | config["model"]
-    config["train"] = {"stop_at": Schedule.stop_at} | config["train"]
+    later = {
+        "stop_at": Schedule.stop_at,
+        "loss_implementation": LossConfig.loss_implementation,
+    }
+    config["train"] = later | config["train"]
     return ml_collections.ConfigDict(config).lock()
 
 

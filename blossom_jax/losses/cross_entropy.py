@@ -1,6 +1,7 @@
 """Cross-entropy over a whole catalogue, without the logits of all tokens at once."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,8 +10,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from blossom_jax import sharding
-from blossom_jax.losses import chunks
-from blossom_jax.losses.chunks import dot, sum_over
+from blossom_jax.losses import chunks, softmax
+from blossom_jax.losses.chunks import sum_over
 
 _MOST_LOGITS = 2**27  # that exist at once on a device: half a gigabyte
 _LEAST_CHUNK = 64  # tokens: with fewer, most of the time goes into adding to the table's gradient
@@ -22,6 +23,7 @@ class _Options(NamedTuple):
     chunk: int
     label_smoothing: float
     mesh: jax.sharding.Mesh | None
+    implementation: str  # of `softmax.NAMES`
 
     @property
     def num_classes(self) -> int:
@@ -38,12 +40,14 @@ def full_cross_entropy(
     label_smoothing: float = 0.0,
     include_padding: bool = False,
     mesh: jax.sharding.Mesh | None = None,
+    implementation: str | None = None,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Sums -log softmax over the catalogue, over the tokens that have a target.
 
-    Logits exist for a chunk of the tokens at a time, see `chunks.over_chunks`. They are computed
-    once: the gradients are formed together with the loss (three products in all), and the backward
-    pass only scales them.
+    The gradients are formed together with the loss, and the backward pass only scales them. By XLA
+    logits exist for a chunk of the tokens at a time, see `chunks.over_chunks`, and are computed
+    once: three products in all. Kernels compute them three times, keep none, and take all tokens at
+    once: five products, and less time, since they are not written and read.
 
     Args:
       hidden: Output of the model, f32 or bf16; products are taken in this type and summed in f32.
@@ -57,12 +61,15 @@ def full_cross_entropy(
       include_padding: Whether row 0 takes part in the softmax, as in the authors' code.
       mesh: Devices over which `hidden` and `targets` ("data") and `table` ("model") are split by
         rows. None = everything is on one device.
+      implementation: "xla" or "triton"; None = kernels for bf16 on a GPU that can run them.
+        "triton_interpret" is for tests.
 
     Returns:
       The sum (nats), and the number of tokens in it.
 
     Raises:
       ValueError: If `table` has too few rows, or a value is out of its range.
+      NotImplementedError: If kernels are asked for by name that do not serve these arrays.
     """
     if table.shape[0] <= num_items:
         raise ValueError(f"table needs more than {num_items=} rows, got {table.shape=}")
@@ -71,9 +78,10 @@ def full_cross_entropy(
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing=}")
     rows = table.shape[0] // (1 if mesh is None else mesh.shape[sharding.MODEL])
-    chunk = min(chunk, tokens_at_once(rows))
+    name = softmax.choose(implementation, hidden, table, mesh)
+    chunk = min(chunk, tokens_at_once(rows)) if name == "xla" else len(targets)
     first_item = 0 if include_padding else 1
-    options = _Options(first_item, num_items, chunk, label_smoothing, mesh)
+    options = _Options(first_item, num_items, chunk, label_smoothing, mesh, name)
     run = chunks.sum_with_gradients(
         functools.partial(_loss, options=options),
         functools.partial(_loss_and_gradients, options=options),
@@ -100,19 +108,17 @@ def _loss(hidden, table, targets, *, options):
 
 
 def _loss_and_gradients(hidden, table, targets, *, options):
-    """Forms the loss and, from the same exponentials, its gradients."""
+    """Forms the loss and its gradients."""
     own = _own_rows(table, targets, hidden.dtype, options)
 
     def add_chunk(sums, tokens):
         loss, dhidden, dtable = sums
         chunk = _chunk_loss(hidden, own, tokens, options)
-        p = chunk.p.astype(hidden.dtype)
-        weighted = (chunk.hidden * chunk.scale).astype(hidden.dtype)
-        dh = dot("cr,rm->cm", p, own.embeddings) * chunk.scale - chunk.label_rows
+        mean, weighted_hidden = chunk.products()
         return (
             loss + chunk.loss,
-            dhidden.at[tokens].set(dh, mode="drop"),
-            dtable + dot("cm,cr->mr", weighted, p),  # XLA's CPU forms the transpose faster
+            dhidden.at[tokens].set(mean - chunk.label_rows, mode="drop"),
+            dtable + weighted_hidden,
         )
 
     zeros = jnp.float32(0), jnp.zeros(hidden.shape), jnp.zeros(table.shape[::-1])
@@ -133,60 +139,52 @@ def _minus_labels(dtable, hidden, targets, own, options):
     if not smoothing:
         return dtable
     everywhere = jnp.sum(hidden, axis=0, where=(targets > 0)[:, None])
-    return dtable - own.is_item[:, None] * (smoothing / options.num_classes * everywhere)
+    return dtable - own.items.is_item[:, None] * (smoothing / options.num_classes * everywhere)
 
 
 class _OwnRows(NamedTuple):
-    """What one device has of the table."""
+    """What one device has of the table, and of the labels."""
 
-    embeddings: jax.Array  # [R, M]; rows that are no item repeat one that is
-    is_item: jax.Array  # bool[R]
+    items: softmax.Items
     targets: jax.Array  # int32[T], row of each token's target; R = another device has it, or none
     everywhere: jax.Array  # f32[M], what smoothing adds to the embedding of any label
 
 
 def _own_rows(table, targets, dtype, options):
-    first, own_targets = chunks.own_rows(targets, table.shape[0], options.mesh)
-    item = first + jnp.arange(table.shape[0])
-    is_item = (item >= options.first_item) & (item <= options.num_items)
-    everywhere = jnp.float32(0)
+    num_rows = table.shape[0]
+    first, own_targets = chunks.own_rows(targets, num_rows, options.mesh)
+    bounds = jnp.stack([options.first_item - first, options.num_items + 1 - first])
+    items = softmax.Items(table, jnp.clip(bounds, 0, num_rows).astype(jnp.int32))
+    is_item, everywhere = items.is_item, jnp.float32(0)
     if options.label_smoothing:
         total = jnp.sum(table, axis=0, where=is_item[:, None])
         everywhere = options.label_smoothing / options.num_classes * total
-    # As a repeated row changes no maximum, only the exponential needs a mask.
     embeddings = jnp.where(is_item[:, None], table, table[jnp.argmax(is_item)])
-    return _OwnRows(embeddings.astype(dtype), is_item, own_targets, everywhere)
+    items = items._replace(embeddings=embeddings.astype(dtype))
+    return _OwnRows(items, own_targets, everywhere)
 
 
 class _Chunk(NamedTuple):
-    """A softmax over all items for C tokens, as far as one device has it."""
+    """The loss of C tokens, and what the gradients need, as far as one device has it."""
 
     loss: jax.Array  # f32, summed over the tokens
-    hidden: jax.Array  # [C, M]
     label_rows: jax.Array  # [C, M], mean embedding under the label, as far as it is here
-    p: jax.Array  # f32 [C, R]; times `scale` = probability of each item
-    scale: jax.Array  # f32 [C, 1]
+    products: Callable[[], tuple[jax.Array, jax.Array]]  # see `Softmax`
 
 
 def _chunk_loss(hidden, own, tokens, options):
-    num_tokens, num_rows = hidden.shape[0], own.embeddings.shape[0]
+    num_tokens, num_rows = hidden.shape[0], own.items.embeddings.shape[0]
     h = hidden.at[tokens].get(mode="fill", fill_value=0)
     target = own.targets.at[tokens].get(mode="fill", fill_value=num_rows)
-    target_rows = own.embeddings.at[target].get(mode="fill", fill_value=0)
+    target_rows = own.items.embeddings.at[target].get(mode="fill", fill_value=0)
     label_rows = (1 - options.label_smoothing) * target_rows + own.everywhere
+    real = tokens < num_tokens
 
-    logits = dot("cm,rm->cr", h, own.embeddings)
-    shift = jnp.max(logits, axis=1, keepdims=True)
-    p = jnp.exp(jnp.where(own.is_item, logits - shift, -jnp.inf))
-    own_lse = shift + jnp.log(jnp.sum(p, axis=1, keepdims=True))
-    own_logit = jnp.sum(h.astype(jnp.float32) * label_rows, axis=1, keepdims=True)
-    parts = jnp.stack([own_lse, own_logit])[None]  # [1, 2, C, 1]
+    found = softmax.take(options.implementation, h, own.items, jnp.sum(real, dtype=jnp.int32))
+    own_logit = jnp.sum(h.astype(jnp.float32) * label_rows, axis=1)
+    parts = jnp.stack([found.log_total, own_logit])[None]  # [1, 2, C]
     if options.mesh is not None:
         parts = lax.all_gather(parts[0], sharding.MODEL)
-    lse = jax.nn.logsumexp(parts[:, 0], axis=0)  # [C, 1]
-    losses = lse - jnp.sum(parts[:, 1], axis=0)
-
-    loss = jnp.sum(losses, where=(tokens < num_tokens)[:, None])
-    # The minimum is for a device without any item: its p is 0, its shift could be anything.
-    scale = jnp.exp(jnp.minimum(shift - lse, 0))
-    return _Chunk(loss, h, label_rows, p, scale)
+    log_total = jax.nn.logsumexp(parts[:, 0], axis=0)  # [C]
+    loss = jnp.sum(log_total - jnp.sum(parts[:, 1], axis=0), where=real)
+    return _Chunk(loss, label_rows, functools.partial(found.products, log_total))

@@ -9,7 +9,7 @@ import jax
 
 from blossom_jax import sharding
 from blossom_jax.errors import UserError
-from blossom_jax.losses import negatives, sampled
+from blossom_jax.losses import negatives, sampled, softmax
 from blossom_jax.losses.cross_entropy import full_cross_entropy
 
 FULL = "cross_entropy"
@@ -54,9 +54,11 @@ class LossConfig:
     Attributes:
       loss: "cross_entropy" over the whole catalogue; or by sampled negatives "sampled_softmax",
         "gbce", "bce" or "bpr", see `sampled`.
-      loss_chunk: Tokens whose logits exist at once, at most. 0 = 1,024; on an accelerator, over the
-        whole catalogue, as many as `full_cross_entropy` allows. Of seeds that train together each
-        has as many.
+      loss_implementation: Of "cross_entropy" alone: "xla", "triton", or "" for the faster one that
+        the devices have, see `full_cross_entropy`.
+      loss_chunk: Tokens whose logits exist at once, at most; kernels keep none. 0 = 1,024; on an
+        accelerator, over the whole catalogue, as many as `full_cross_entropy` allows. Of seeds that
+        train together each has as many.
       label_smoothing: See `full_cross_entropy`; of "cross_entropy" alone.
       num_negatives: K, samples of a token.
       negatives: "uniform", all items alike, or "popularity", as often as they occur in training.
@@ -68,6 +70,7 @@ class LossConfig:
     """
 
     loss: str = FULL
+    loss_implementation: str = ""
     loss_chunk: int = 0
     label_smoothing: float = 0.0
     num_negatives: int = 256
@@ -77,6 +80,7 @@ class LossConfig:
 
     def __post_init__(self):
         _check_name("loss", self.loss, (FULL, *SAMPLED))
+        _check_name("loss_implementation", self.loss_implementation, ("", *softmax.NAMES))
         _check_name("negatives", self.negatives, NEGATIVES)
         for name, least in (("loss_chunk", 0), ("num_negatives", 1)):
             value = getattr(self, name)
@@ -142,6 +146,7 @@ def _full(hidden, table, targets, drawn, *, config, num_items, mesh):
         chunk=config.loss_chunk or _chunk(mesh, len(targets)),
         label_smoothing=config.label_smoothing,
         mesh=mesh,
+        implementation=config.loss_implementation or None,
     )
 
 

@@ -3,9 +3,11 @@
     python -m experiments.sweep --config=configs/ml_1m.py --sweep=configs/sweeps/lengths.py \
         --seeds=3 --workdir=runs/ml_1m_lengths
 
-Training rows hold 2,000 tokens whatever the length, so that every row of the table trains on as
-many tokens a step, packed from more or fewer histories.
+Training rows are as long as the histories may be, and as many as make 16,000 tokens a step, so that
+every row of the table trains on as many tokens and no attention pays for more than its length.
 """
+
+_TOKENS = 16_000
 
 
 def get_sweep() -> dict:
@@ -14,8 +16,8 @@ def get_sweep() -> dict:
     for length in (50, 100, 200, 500, 1000, 2000):
         sizes = {
             "model.max_length": length,
-            "data.row_length": 2000,
-            "train.batch_rows": 8,
+            "data.row_length": length,
+            "train.batch_rows": _TOKENS // length,
         }
         rows[f"blossom_{length}"] = sizes
         rows[f"dense_{length}"] = sizes | {"model.attention": "dense"}

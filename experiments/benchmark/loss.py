@@ -1,7 +1,8 @@
 """Times losses with their gradients, as the catalogue grows, and as the tokens of a batch do.
 
-`plain` is the cross-entropy by Optax from all logits at once, `cross_entropy` the same number from
-a chunk of them at a time. The others compare each target with samples; drawing them is included.
+`plain` is the cross-entropy by Optax from all logits at once, `cross_entropy` the same number
+without them: by kernels where they run, else, and with `+xla` everywhere, from a chunk of them at a
+time. The others compare each target with samples; drawing them is included.
 Inputs are random, every token has a target, and the output of the model has variance 1.
 """
 
@@ -18,7 +19,8 @@ from blossom_jax.losses.objective import FULL, SAMPLED, draw_none
 from experiments.benchmark import growth, measure
 from experiments.benchmark.growth import PLAIN, Contender, Program, Sizes
 
-LOSSES = (PLAIN, FULL, *SAMPLED)
+XLA = "+xla"
+LOSSES = (PLAIN, FULL, f"{FULL}{XLA}", *SAMPLED)
 _ROWS_MULTIPLE = 128  # as in the model's table
 
 
@@ -85,7 +87,11 @@ def loss_of(name: str, sizes: Sizes) -> Loss:
     if name == PLAIN:
         plain = functools.partial(plain_cross_entropy, num_items=sizes.items)
         return Loss(draw_none, plain)
-    config = LossConfig(loss=name, num_negatives=sizes.num_negatives)
+    config = LossConfig(
+        loss=name.removesuffix(XLA),
+        loss_implementation="xla" if name.endswith(XLA) else "",
+        num_negatives=sizes.num_negatives,
+    )
     return make_loss(config, num_items=sizes.items)
 
 

@@ -168,6 +168,99 @@ def test_bf16_sums_in_f32():
     assert abs(found[0] - dense_loss) <= 1e-6 * dense_loss
 
 
+def check_kernels(hidden, table, targets, *, mesh=None, tolerance=5e-3, **options):
+    """Checks the kernels of the loss, run operation by operation, against the formula."""
+    hidden = jnp.asarray(hidden, jnp.bfloat16)
+    found = loss_and_gradients(
+        hidden, table, targets, mesh=mesh, implementation="triton_interpret", **options
+    )
+    assert [x.dtype for x in found] == [jnp.float32, jnp.bfloat16, jnp.float32]
+    rounded = np.asarray(jnp.asarray(table, jnp.bfloat16), np.float32)
+    assert_equal_to_dense(found, hidden, rounded, targets, tolerance, **options)
+    return found
+
+
+@pytest.mark.parametrize("with_target", [0.0, 0.03, 0.6, 1.0])
+def test_kernels_equal_the_formula(with_target):
+    check_kernels(*inputs(with_target=with_target))
+
+
+@pytest.mark.parametrize("mesh", [(1, 1), (8, 1), (2, 4)])
+def test_kernels_agree_on_every_mesh(mesh):
+    mesh = sharding.make_mesh(*mesh, devices=jax.devices()[: mesh[0] * mesh[1]])
+    check_kernels(*inputs(), mesh=mesh)
+
+
+@pytest.mark.parametrize("options", [{"include_padding": True}, {"label_smoothing": 0.1}], ids=str)
+@pytest.mark.parametrize("mesh", [None, (2, 4)])
+def test_kernels_take_every_option(options, mesh):
+    check_kernels(*inputs(), mesh=mesh and sharding.make_mesh(*mesh), **options)
+
+
+@pytest.mark.parametrize("mesh", [None, (2, 4)])
+def test_kernels_take_no_surplus_row_for_an_item(mesh):
+    hidden, table, targets = inputs()
+    targets, table[0], table[9:] = targets % 9, 300 * table[0], 300 * table[9:]
+    mesh = mesh and sharding.make_mesh(*mesh)
+    found = check_kernels(hidden, table, targets, mesh=mesh, num_items=8)
+    assert np.all(np.asarray(found[2])[[0, *range(9, ROWS)]] == 0)
+
+
+@pytest.mark.parametrize("shift", [-256, 256])
+def test_kernels_take_logits_beyond_the_range_of_exp(shift):
+    hidden, table, targets = inputs()
+    hidden[:, 0], table[:, 0] = 16, shift / 16
+    check_kernels(hidden, table, targets)
+
+
+def test_kernels_under_vmap():
+    cases = [inputs(seed, with_target=share) for seed, share in ((0, 0.9), (1, 0.1))]
+    hidden, table, targets = map(np.stack, zip(*cases, strict=True))
+    loss = functools.partial(
+        losses.full_cross_entropy, num_items=NUM_ITEMS, implementation="triton_interpret"
+    )
+    run = jax.jit(jax.vmap(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)))
+    (values, _), gradients = run(jnp.asarray(hidden, jnp.bfloat16), table, targets)
+    for i, (hidden, table, targets) in enumerate(cases):
+        alone = loss_and_gradients(
+            jnp.asarray(hidden, jnp.bfloat16), table, targets, implementation="triton_interpret"
+        )
+        together = values[i], gradients[0][i], gradients[1][i]
+        for found, wanted in zip(together, alone, strict=True):
+            np.testing.assert_allclose(
+                np.asarray(found, np.float32), np.asarray(wanted, np.float32), rtol=1e-5, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "dtype", "size", "chosen"),
+    [
+        ("gpu", "9.0", "bfloat16", 64, "triton"),
+        ("gpu", "7.5", "bfloat16", 64, "xla"),
+        ("gpu", "9.0", "float32", 64, "xla"),
+        ("gpu", "9.0", "bfloat16", 512, "xla"),
+        ("cpu", None, "bfloat16", 64, "xla"),
+    ],
+)
+def test_kernels_are_chosen_where_they_run(platform, capability, dtype, size, chosen):
+    device = mock.Mock(platform=platform, compute_capability=capability)
+    mesh = mock.Mock(spec=jax.sharding.Mesh, devices=np.array([[device]]))
+    hidden, table = (jax.ShapeDtypeStruct((n, size), dtype) for n in (TOKENS, ROWS))
+    assert losses.softmax.choose(None, hidden, table, mesh) == chosen
+
+
+def test_kernels_by_name_say_what_they_do_not_serve():
+    hidden, table, targets = map(jnp.asarray, inputs())
+    with pytest.raises(NotImplementedError, match="bfloat16, the hidden states are float32"):
+        losses.full_cross_entropy(
+            hidden, table, targets, num_items=NUM_ITEMS, implementation="triton"
+        )
+    with pytest.raises(ValueError, match="None or one of xla, triton, triton_interpret"):
+        losses.full_cross_entropy(
+            hidden, table, targets, num_items=NUM_ITEMS, implementation="cuda"
+        )
+
+
 def test_gradients_scale_with_the_cotangent():
     case = inputs()
     options = {"num_items": NUM_ITEMS}

@@ -47,7 +47,11 @@ _ENDS: tuple[dict[str, Any], ...] = (
 )
 # Sizes at the ends of what is served, and sizes that are padded.
 EXTREMES = [_every_kernel(dtype=dtype, **sizes) for dtype in DTYPES for sizes in _ENDS]
-MATRIX = [*_matrix(), *EXTREMES]
+# The kernels of the loss, at the ends of what they serve and between.
+LOSS_KERNELS = [
+    training.LossGradient(items=10_000, hidden_size=size) for size in (16, 64, 128, 256)
+]
+MATRIX = [*_matrix(), *EXTREMES, *LOSS_KERNELS]
 
 
 # GPU, dtype, head size, group and block size: each GPU and each head size in both dtypes.
@@ -63,10 +67,10 @@ _COVERING = (
 )
 
 
-def _subset() -> Iterator[tuple[Case, str]]:
+def _subset() -> Iterator[tuple[Program, str]]:
     """Yields some of the matrix, each for one GPU: what runs with the other tests.
 
-    Every kernel, forward and backward, by `_COVERING`; and each op alone.
+    Every kernel, forward and backward, by `_COVERING`; each op alone; and those of the loss.
     """
     for gpu, *sizes in _COVERING:
         names = ("dtype", "head_size", "group", "block_size")
@@ -74,6 +78,7 @@ def _subset() -> Iterator[tuple[Case, str]]:
     for op, gpu in zip(OPS, TRITON_GPUS, strict=True):
         yield Case(op), gpu
         yield Case(op, direction="backward", dtype="float32", head_size=64), gpu
+    yield from zip(LOSS_KERNELS, TRITON_GPUS, strict=True)
 
 
 SUBSET = list(_subset())

@@ -1,0 +1,1 @@
+"""A softmax over the items of a catalogue: see api.py."""

@@ -1,0 +1,107 @@
+"""The softmax over items by kernels, against float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.item_softmax import api as item_softmax
+
+ERROR = {"float32": 5e-6, "bfloat16": 4e-3}
+CASES = [  # tokens, items, hidden size, tokens that matter, rows that are items
+    (100, 200, 32, 77, (1, 190)),
+    (300, 2000, 24, 300, (0, 2000)),  # padded columns
+    (70, 5000, 16, 10, (64, 4500)),  # several programs share the items
+    (2100, 90, 16, 2100, (1, 90)),  # and the tokens
+    (33, 90, 16, 0, (1, 80)),  # nothing matters
+]
+ON_GPU = pytest.param(
+    False,
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(jax.default_backend() != "gpu", reason="there is no GPU here"),
+    ],
+    id="triton",
+)
+INTERPRET = pytest.param(
+    True,
+    marks=pytest.mark.skipif(jax.default_backend() == "gpu", reason="the kernels themselves run"),
+    id="interpret",
+)
+
+
+def draw(case, dtype):
+    tokens, items, size, count, bounds = case
+    keys = jax.random.split(jax.random.key(0))
+    hidden, embeddings = (
+        jax.random.normal(key, (n, size), dtype)
+        for key, n in zip(keys, (tokens, items), strict=True)
+    )
+    return hidden, embeddings, jnp.array(bounds, jnp.int32), jnp.int32(count)
+
+
+def in_float64(hidden, embeddings, bounds, count):
+    hidden, embeddings = np.asarray(hidden, np.float64), np.asarray(embeddings, np.float64)
+    row = np.arange(len(embeddings))
+    logits = np.where((row >= bounds[0]) & (row < bounds[1]), hidden @ embeddings.T, -np.inf)
+    highest = logits.max(1)
+    log_total = highest + np.log(np.exp(logits - highest[:, None]).sum(1))
+    p = np.exp(logits - log_total[:, None])
+    p[count:] = 0
+    return log_total, p @ embeddings, p.T @ hidden
+
+
+def found(arrays, interpret):
+    log_total = item_softmax.log_sum_exp(*arrays, interpret=interpret)
+    products = (item_softmax.mean_embedding, item_softmax.weighted_hidden)
+    return log_total, *(f(*arrays, log_total, interpret=interpret) for f in products)
+
+
+def check(case, dtype, interpret):
+    arrays = draw(case, dtype)
+    ours, wanted = found(arrays, interpret), in_float64(*arrays)
+    count = case[3]
+    np.testing.assert_allclose(ours[0][:count], wanted[0][:count], rtol=1e-5, atol=1e-5)
+    for x, y in zip(ours[1:], wanted[1:], strict=True):
+        assert x.dtype == jnp.float32 and x.shape == y.shape
+        error = np.linalg.norm(np.asarray(x, np.float64) - y)
+        assert error <= ERROR[dtype] * max(np.linalg.norm(y), 1e-12)
+
+
+@pytest.mark.parametrize("interpret", [INTERPRET])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_float64(case, dtype, interpret):
+    check(case, dtype, interpret)
+
+
+@pytest.mark.parametrize("interpret", [ON_GPU])
+@pytest.mark.parametrize("case", [*CASES, (4000, 20_000, 128, 3999, (1, 19_990))], ids=str)
+def test_equals_float64_on_a_gpu(case, interpret):
+    check(case, "bfloat16", interpret)
+
+
+@pytest.mark.parametrize("interpret", [INTERPRET, ON_GPU])
+def test_repeats_are_bit_equal(interpret):
+    arrays = draw(CASES[2], "bfloat16")
+    for x, y in zip(found(arrays, interpret), found(arrays, interpret), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_device_without_items_adds_nothing():
+    hidden, embeddings, _, count = draw(CASES[0], "float32")
+    arrays = hidden, embeddings, jnp.array([200, 200], jnp.int32), count
+    log_total = item_softmax.log_sum_exp(*arrays, interpret=True)
+    assert np.all(np.asarray(log_total) < -1e29)
+    somewhere = jnp.zeros_like(log_total)
+    for f in (item_softmax.mean_embedding, item_softmax.weighted_hidden):
+        assert not np.any(f(*arrays, somewhere, interpret=True))
+
+
+def test_tokens_that_do_not_matter_may_hold_anything():
+    hidden, embeddings, bounds, count = draw(CASES[0], "bfloat16")
+    spoilt = hidden.at[count:].set(jnp.nan)
+    ours, wanted = (found((x, embeddings, bounds, count), True) for x in (spoilt, hidden))
+    np.testing.assert_array_equal(ours[0][:count], wanted[0][:count])
+    np.testing.assert_array_equal(ours[1], wanted[1])
+    np.testing.assert_array_equal(ours[2], wanted[2])
