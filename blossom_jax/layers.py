@@ -50,8 +50,12 @@ class LayerNorm(nnx.LayerNorm):
         return super().__call__(x).astype(self.out_dtype)
 
 
+@jax.checkpoint
 def exact_gelu(x: Float[Array, "*n M"]) -> Float[Array, "*n M"]:
-    """Computes GELU by the error function, as PyTorch does."""
+    """Computes GELU by the error function, as PyTorch does.
+
+    The backward pass computes it anew: it is cheap, and what its slope is made of is large.
+    """
     return nnx.gelu(x, approximate=False)
 
 

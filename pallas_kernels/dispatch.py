@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import pathlib
+from typing import Any
 
 import jax
 
@@ -20,24 +21,26 @@ def choose(
     *,
     refusal: str | None,
     max_history: int | None = None,
+    device: Any = None,
 ) -> str:
     """Returns the name of the implementation that serves `op`.
 
-    A named implementation never looks at the local devices, so that a program can be compiled for
-    another machine. None looks at them, and falls back to "xla", saying why once.
+    A named implementation never looks at devices, so that a program can be compiled for another
+    machine. None looks at them, and falls back to "xla", saying why once.
 
     Args:
       op: the op's name, for messages and for the crossover table.
       implementation: one of `NAMES`, or None for the fastest that runs on the local devices.
       refusal: why the Triton kernels cannot serve these shapes, or None where they can.
       max_history: bound on positions; histories below the measured crossover run elsewhere.
+      device: where the program will run; None = on the local devices.
 
     Raises:
       ValueError: `implementation` is no name at all.
       NotImplementedError: the named implementation cannot serve these shapes.
     """
     if implementation is None:
-        return _fastest(op, refusal, max_history)
+        return _fastest(op, refusal, max_history, device)
     if implementation not in NAMES:
         raise ValueError(f"{implementation=} must be None or one of {', '.join(NAMES)}")
     if implementation.startswith("triton") and refusal:
@@ -45,10 +48,10 @@ def choose(
     return implementation
 
 
-def _fastest(op: str, refusal: str | None, max_history: int | None) -> str:
-    if jax.default_backend() != "gpu":
+def _fastest(op: str, refusal: str | None, max_history: int | None, device: Any) -> str:
+    if (jax.default_backend() if device is None else device.platform) != "gpu":
         return "xla"
-    reason = refusal or gpu_refusal()
+    reason = refusal or gpu_refusal(device)
     if reason:
         _say_once(f"{op} runs with implementation='xla': {reason}")
         return "xla"
@@ -57,9 +60,9 @@ def _fastest(op: str, refusal: str | None, max_history: int | None) -> str:
     return "triton"
 
 
-def gpu_refusal() -> str | None:
-    """Says why the local GPU cannot run Triton kernels; None if it can."""
-    return capable.refusal(jax.devices()[0])
+def gpu_refusal(device: Any = None) -> str | None:
+    """Says why a GPU, or the local one, cannot run Triton kernels; None if it can."""
+    return capable.refusal(device or jax.devices()[0])
 
 
 def reads_padding(name: str) -> bool:

@@ -75,8 +75,8 @@ def over_chunks(
     turns are large, as they are where the catalogue makes them many.
 
     Args:
-      add_chunk: `(sums, tokens) -> sums`, where `tokens` holds the places of a chunk's tokens; past
-        the last one with a target it holds the number of all tokens.
+      add_chunk: `(sums, tokens) -> sums`, where `tokens` holds the places of a chunk's
+        tokens, those with a target first, and behind them the number of all tokens.
       sums: Where to begin.
       targets: int32[T], 0 where there is none.
       chunk: Tokens in a chunk, at most.

@@ -54,8 +54,8 @@ class LossConfig:
     Attributes:
       loss: "cross_entropy" over the whole catalogue; or by sampled negatives "sampled_softmax",
         "gbce", "bce" or "bpr", see `sampled`.
-      loss_implementation: Of "cross_entropy" alone: "xla", "triton", or "" for the faster one that
-        the devices have, see `full_cross_entropy`.
+      loss_implementation: Of "cross_entropy" alone: "xla", "triton", or "" for kernels where they
+        run, see `full_cross_entropy`.
       loss_chunk: Tokens whose logits exist at once, at most; kernels keep none. 0 = 1,024; on an
         accelerator, over the whole catalogue, as many as `full_cross_entropy` allows. Of seeds that
         train together each has as many.
@@ -80,7 +80,8 @@ class LossConfig:
 
     def __post_init__(self):
         _check_name("loss", self.loss, (FULL, *SAMPLED))
-        _check_name("loss_implementation", self.loss_implementation, ("", *softmax.NAMES))
+        implementation = self.loss_implementation
+        _check_name("loss_implementation", implementation, ("", *softmax.NAMES))
         _check_name("negatives", self.negatives, NEGATIVES)
         for name, least in (("loss_chunk", 0), ("num_negatives", 1)):
             value = getattr(self, name)
@@ -92,6 +93,12 @@ class LossConfig:
             self.loss == FULL or smoothing == 0,
             f"train.label_smoothing={smoothing} is of train.loss={FULL} alone: set it to 0, or "
             f"choose that loss instead of {self.loss}",
+        )
+
+        _check(
+            self.loss == FULL or not implementation,
+            f"train.loss_implementation={implementation} is of train.loss={FULL} alone: set it to "
+            f"'', or choose that loss instead of {self.loss}",
         )
 
     @property

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from blossom_jax import sharding
 from blossom_jax.losses.chunks import dot
-from pallas_kernels import capable
+from pallas_kernels import dispatch
 from pallas_kernels.item_softmax import api as item_softmax
 
 NAMES = ("xla", "triton", "triton_interpret")
@@ -26,23 +26,19 @@ class Items(NamedTuple):
     Attributes:
       embeddings: Rows that are no item repeat one that is, so that they change no maximum.
       bounds: From the first row that is an item to before the second.
+      is_item: Which rows are.
     """
 
     embeddings: Float[Array, "R M"]
     bounds: Int[Array, "2"]
-
-    @property
-    def is_item(self) -> jax.Array:
-        """bool[R]."""
-        row = jnp.arange(len(self.embeddings))
-        return (row >= self.bounds[0]) & (row < self.bounds[1])
+    is_item: Bool[Array, "R"]
 
 
 class Softmax(NamedTuple):
     """A softmax whose denominator is yet to be summed over devices.
 
     Attributes:
-      log_total: f32[C], log-sum-exp of the logits; whatever is very small where there is no item.
+      log_total: f32[C], log-sum-exp of the logits; -inf or about -1e30 where there is no item.
       products: Takes the log-sum-exp over all devices, f32[C]. Returns the mean embedding of the
         items here under the probabilities, f32[C, M], and, for each item, the sum of the hidden
         states weighted with its probability, f32[M, R].
@@ -54,17 +50,22 @@ class Softmax(NamedTuple):
 
 def choose(
     implementation: str | None,
-    hidden: jax.Array,
-    table: jax.Array,
+    dtype: jnp.dtype,
+    hidden_size: int,
+    *,
+    tokens: int,
+    rows: int,
     mesh: jax.sharding.Mesh | None,
 ) -> str:
     """Returns the name of what takes the softmax.
 
     Args:
       implementation: One of `NAMES`, or None for kernels where the devices have them.
-      hidden: Output of the model.
-      table: Item embeddings.
-      mesh: Devices; None = the first of this process.
+      dtype: Of the hidden states.
+      hidden_size: M.
+      tokens: In all.
+      rows: Of the whole table.
+      mesh: Devices that share both; None = everything is on the first of this process.
 
     Raises:
       ValueError: No such name.
@@ -72,17 +73,13 @@ def choose(
     """
     if implementation not in (None, *NAMES):
         raise ValueError(f"{implementation=} must be None or one of {', '.join(NAMES)}")
-    refusal = item_softmax.refusal(hidden, table)
-    if implementation is None:
-        on_gpu = sharding.platform_of(mesh) == "gpu"
-        return "triton" if on_gpu and not (refusal or _gpu_refusal(mesh)) else "xla"
-    if implementation != "xla" and refusal:
-        raise NotImplementedError(f"cross-entropy with {implementation=}: {refusal}")
-    return implementation
-
-
-def _gpu_refusal(mesh: jax.sharding.Mesh | None) -> str | None:
-    return capable.refusal(jax.devices()[0] if mesh is None else mesh.devices.flat[0])
+    device = None
+    if mesh is not None:
+        device = mesh.devices.flat[0]
+        tokens //= mesh.shape[sharding.DATA]
+        rows //= mesh.shape[sharding.MODEL]
+    refusal = item_softmax.refusal(dtype, hidden_size, tokens=tokens, rows=rows)
+    return dispatch.choose("full_cross_entropy", implementation, refusal=refusal, device=device)
 
 
 def take(name: str, hidden: jax.Array, items: Items, count: jax.Array) -> Softmax:

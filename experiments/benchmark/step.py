@@ -1,9 +1,10 @@
 """Times the whole training step, as the catalogue grows, and as the histories do.
 
 `plain` takes the cross-entropy from all logits at once, the others the loss that they are named
-after. `+remat` computes each block anew in the backward pass; `+lazy` updates only those rows of
-the item table that the step reads. Every row of a batch is one history of random items. The model
-has the defaults of configs/common.py but for its hidden size and dtype.
+after, with `+xla` by XLA everywhere. `+remat` computes each block anew in the backward pass;
+`+lazy` updates only those rows of the item table that the step reads. Every row of a batch is one
+history of random items. The model has the defaults of configs/common.py but for its hidden size
+and dtype.
 """
 
 import argparse

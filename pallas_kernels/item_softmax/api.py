@@ -5,37 +5,49 @@ the items under its probabilities, and the sum over the tokens of their hidden s
 an item's probabilities. Each forms the logits anew, tile by tile, and so takes no memory that grows
 with tokens times items (https://arxiv.org/abs/2411.09009). No program adds to what another writes:
 repeats are equal to the bit.
+
+Logits are f32, so a probability is as exact as f32 holds its logit. The kernels are made for bf16;
+f32 is for tests, which compare with float64 in interpret mode.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.item_softmax.triton import (
+from pallas_kernels.item_softmax.kernels import (
     Operand,
     launch_for_rows,
     log_sum_exp_kernel,
     weighted_kernel,
 )
+from pallas_kernels.triton_limits import MOST_ELEMENTS
 from pallas_kernels.triton_tools import pad_head, padded_head
 
 LARGEST_HIDDEN = 256
 
 
-def refusal(hidden: jax.Array, items: jax.Array) -> str | None:
-    """Says why the kernels do not serve these arrays; None if they do."""
-    if hidden.dtype != jnp.bfloat16:
-        return f"the kernels of the loss are for bfloat16, the hidden states are {hidden.dtype}"
-    if hidden.shape[1] > LARGEST_HIDDEN:
-        return f"hidden size {hidden.shape[1]} is above {LARGEST_HIDDEN}"
-    if max(hidden.shape[0], items.shape[0]) * padded_head(hidden.shape[1]) >= 2**31:
-        return f"tokens or items times the hidden size is 2**31 or more: {items.shape=}"
+def refusal(dtype: jax.typing.DTypeLike, hidden_size: int, *, tokens: int, rows: int) -> str | None:
+    """Says why the kernels do not serve a call; None if they do.
+
+    Args:
+      dtype: of the hidden states.
+      hidden_size: M.
+      tokens: T, on one device.
+      rows: V, of the table, on one device.
+    """
+    if jnp.dtype(dtype) != jnp.bfloat16:
+        return f"the kernels of the loss are for bfloat16, the hidden states are {dtype}"
+    if hidden_size > LARGEST_HIDDEN:
+        return f"hidden size {hidden_size} is above {LARGEST_HIDDEN}"
+    for name, count in (("tokens", tokens), ("rows of the table", rows)):
+        if count * padded_head(hidden_size) > MOST_ELEMENTS:
+            return f"{count} {name} of size {hidden_size} are more than {MOST_ELEMENTS} elements"
     return None
 
 
 def log_sum_exp(
     hidden: Float[Array, "T M"],
-    items: Float[Array, "R M"],
+    items: Float[Array, "V M"],
     item_bounds: Int[Array, "2"],
     count: Int[Array, ""],
     *,
@@ -44,8 +56,8 @@ def log_sum_exp(
     """Finds log sum exp(hidden . item) over the items, for the first tokens.
 
     Args:
-      hidden: bf16; M up to 256.
-      items: their embeddings, of the same dtype.
+      hidden: what the model gives for each token.
+      items: the table of embeddings, of the same dtype.
       item_bounds: int32, from the first row that is an item to before the second.
       count: int32, tokens that matter.
       interpret: runs the kernel operation by operation on any device, for tests.
@@ -53,6 +65,9 @@ def log_sum_exp(
     Returns:
       f32, natural; about -1e30 where there is no item; what stands for the other tokens means
       nothing.
+
+    Raises:
+      ValueError: the dtypes differ.
     """
     tokens, others = _operands(hidden, items, item_bounds, count)
     parts = launch_for_rows("log_sum_exp", log_sum_exp_kernel, tokens, others, (), interpret)
@@ -61,7 +76,7 @@ def log_sum_exp(
 
 def mean_embedding(
     hidden: Float[Array, "T M"],
-    items: Float[Array, "R M"],
+    items: Float[Array, "V M"],
     item_bounds: Int[Array, "2"],
     count: Int[Array, ""],
     log_total: Float[Array, "T"],
@@ -87,22 +102,24 @@ def mean_embedding(
 
 def weighted_hidden(
     hidden: Float[Array, "T M"],
-    items: Float[Array, "R M"],
+    items: Float[Array, "V M"],
     item_bounds: Int[Array, "2"],
     count: Int[Array, ""],
     log_total: Float[Array, "T"],
     *,
     interpret: bool = False,
-) -> Float[Array, "R M"]:
+) -> Float[Array, "V M"]:
     """Sums the tokens' hidden states, weighted with the probabilities that they give an item.
 
-    Args and result as of `mean_embedding`, for each item in place of each token.
+    Args and result as of `mean_embedding`, for each row of the table in place of each token.
     """
     tokens, others = _operands(hidden, items, item_bounds, count, log_total)
     return _weighted("weighted_hidden", others, tokens, items.shape, interpret)
 
 
 def _operands(hidden, items, item_bounds, count, log_total=None) -> tuple[Operand, Operand]:
+    if hidden.dtype != items.dtype:
+        raise ValueError(f"hidden and items must share a dtype, got {hidden.dtype=} {items.dtype=}")
     token_bounds = jnp.stack([jnp.zeros_like(count), count])
     return (
         Operand(pad_head(hidden), token_bounds, log_total),

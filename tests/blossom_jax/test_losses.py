@@ -233,20 +233,44 @@ def test_kernels_under_vmap():
 
 
 @pytest.mark.parametrize(
-    ("platform", "capability", "dtype", "size", "chosen"),
+    ("platform", "capability", "dtype", "size", "rows", "chosen"),
     [
-        ("gpu", "9.0", "bfloat16", 64, "triton"),
-        ("gpu", "7.5", "bfloat16", 64, "xla"),
-        ("gpu", "9.0", "float32", 64, "xla"),
-        ("gpu", "9.0", "bfloat16", 512, "xla"),
-        ("cpu", None, "bfloat16", 64, "xla"),
+        ("gpu", "9.0", "bfloat16", 64, 10**6, "triton"),
+        ("gpu", "9.0", "bfloat16", 256, 10**7, "triton"),  # on each of two devices a half
+        ("gpu", "9.0", "bfloat16", 256, 2 * 10**7, "xla"),
+        ("gpu", "9.0", "bfloat16", 512, 10**6, "xla"),
+        ("gpu", "9.0", "float32", 64, 10**6, "xla"),
+        ("gpu", "7.5", "bfloat16", 64, 10**6, "xla"),
+        ("cpu", None, "bfloat16", 64, 10**6, "xla"),
     ],
 )
-def test_kernels_are_chosen_where_they_run(platform, capability, dtype, size, chosen):
+def test_kernels_are_chosen_where_they_run(platform, capability, dtype, size, rows, chosen):
     device = mock.Mock(platform=platform, compute_capability=capability)
-    mesh = mock.Mock(spec=jax.sharding.Mesh, devices=np.array([[device]]))
-    hidden, table = (jax.ShapeDtypeStruct((n, size), dtype) for n in (TOKENS, ROWS))
-    assert losses.softmax.choose(None, hidden, table, mesh) == chosen
+    mesh = mock.Mock(devices=np.array([[device] * 2]), shape={"data": 1, "model": 2})
+    found = losses.softmax.choose(None, dtype, size, tokens=TOKENS, rows=rows, mesh=mesh)
+    assert found == chosen
+
+
+def test_the_config_chooses_kernels_that_take_all_tokens_at_once():
+    config = losses.LossConfig(loss_implementation="triton_interpret", loss_chunk=7)
+    loss = losses.make_loss(config, num_items=NUM_ITEMS)
+    hidden, table, targets = inputs()
+    gradient = jax.grad(lambda *arrays: loss(*arrays, None)[0], argnums=(0, 1))
+    program = str(jax.make_jaxpr(gradient)(jnp.asarray(hidden, jnp.bfloat16), table, targets))
+    assert program.count("pallas_call[") == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="there is no GPU here")
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_kernels_equal_the_formula_on_a_gpu(smoothing):
+    hidden, table, targets = inputs()
+    hidden, table = (np.tile(x, (1, 16)) / 4 for x in (hidden, table))  # 128 wide
+    hidden = jnp.asarray(hidden, jnp.bfloat16)
+    options = {"label_smoothing": smoothing}
+    found = loss_and_gradients(hidden, table, targets, implementation="triton", **options)
+    rounded = np.asarray(jnp.asarray(table, jnp.bfloat16), np.float32)
+    assert_equal_to_dense(found, hidden, rounded, targets, 5e-3, **options)
 
 
 def test_kernels_by_name_say_what_they_do_not_serve():

@@ -69,11 +69,13 @@ def test_blocks_computed_anew_have_the_same_gradients():
             hidden = nnx.merge(graphdef, params)(*inputs(), dropout_key=jax.random.key(0))
             return jnp.sum(jnp.sin(hidden))
 
-        assert ("remat" in str(jax.make_jaxpr(jax.grad(total))(params))) == (remat == "block")
-        return jax.tree.leaves(jax.jit(jax.grad(total))(params))
+        times = str(jax.make_jaxpr(jax.grad(total))(params)).count("remat")
+        return times, jax.tree.leaves(jax.jit(jax.grad(total))(params))
 
-    for kept, anew in zip(gradients("none"), gradients("block"), strict=True):
-        np.testing.assert_allclose(anew, kept, rtol=1e-5, atol=1e-6)
+    (times_kept, kept), (times_anew, anew) = gradients("none"), gradients("block")
+    assert times_kept < times_anew  # the activation is computed anew in any case
+    for x, y in zip(kept, anew, strict=True):
+        np.testing.assert_allclose(y, x, rtol=1e-5, atol=1e-6)
 
 
 def test_the_twin_differs_in_attention_alone():

@@ -185,6 +185,8 @@ def test_no_array_of_tokens_by_items():
         ({"label_smoothing": 1.0}, r"train.label_smoothing must lie in \[0, 1\), got 1.0"),
         ({"gbce_t": -0.1}, r"train.gbce_t must lie in \[0, 1\], got -0.1"),
         ({"loss": "bpr", "label_smoothing": 0.1}, "is of train.loss=cross_entropy alone: set it t"),
+        ({"loss": "bpr", "loss_implementation": "xla"}, "is of train.loss=cross_entropy alone: se"),
+        ({"loss_implementation": "cuda"}, "train.loss_implementation must be one of '', 'xla', "),
     ],
 )
 def test_what_makes_no_loss_is_refused(changes, words):

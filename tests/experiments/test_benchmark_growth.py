@@ -103,3 +103,10 @@ def test_the_name_of_a_step_says_whether_it_is_lazy(monkeypatch, name):
     found = step.contender(name)(SIZES)
     assert found.call() == name.endswith("+lazy")
     assert found.compiled(jax.random.key(0), 16).items.shape == (1, 5)
+
+
+def test_the_loss_by_xla_is_asked_for_by_its_name():
+    def implementation(name):
+        return loss.loss_of(name, SIZES).total.keywords["config"].loss_implementation
+
+    assert [implementation(f"cross_entropy{end}") for end in ("", "+xla")] == ["", "xla"]

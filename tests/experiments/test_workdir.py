@@ -14,7 +14,8 @@ def test_a_run_from_before_a_value_existed_has_its_default(tmp_path):
     _workdir.write_config(tmp_path, config)
     path = tmp_path / "config.json"
     values = json.loads(path.read_text())
-    del values["model"]["rope_theta"], values["train"]["stop_at"]
+    del values["model"]["rope_theta"]
+    del values["train"]["stop_at"], values["train"]["loss_implementation"]
     path.write_text(json.dumps(values))
 
     _workdir.check_config(tmp_path, config)

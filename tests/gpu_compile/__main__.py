@@ -3,9 +3,9 @@
     python -m gpu_compile [-j JOBS] [--gpus a100 h200] [--only WORD ...] [--subset]
 
 with the folder `tests` on PYTHONPATH; `make gpu-compile` sees to that. What was proven is kept in
-`build/gpu_compile` until a file of `pallas_kernels` changes, so that a run that was stopped goes on
-from there, and kernels that came out the same are not compiled again even then. The exit status is
-1 if anything is wrong.
+`build/gpu_compile` until a file of `pallas_kernels` or of the losses changes, so that a run that
+was stopped goes on from there, and kernels that came out the same are not compiled again even then.
+The exit status is 1 if anything is wrong.
 """
 
 import argparse
@@ -18,12 +18,13 @@ from collections.abc import Iterator
 
 from gpu_compile import cases
 from gpu_compile.cache import Cache
+from gpu_compile.case import Program
 from gpu_compile.client import Worker
 from gpu_compile.environment import CACHE_FOLDER, ROOT
 from gpu_compile.report import Report
 from gpu_compile.targets import TRITON_GPUS
 
-Pair = tuple[cases.Case, str]
+Pair = tuple[Program, str]
 _ROW = "{:<85} {:<5} {:<18} {:>4} {:>7} {:>6}  {}"
 
 
@@ -65,7 +66,9 @@ def _wanted(pair: Pair, options: argparse.Namespace) -> bool:
 def _compile(pairs: list[Pair], jobs: int) -> Iterator[Report]:
     """Yields the reports in the order of the pairs."""
     proven = Cache(CACHE_FOLDER / "proven")
-    sources = [path.read_text() for path in sorted(ROOT.glob("pallas_kernels/**/*.py"))]
+    folders = "pallas_kernels", "blossom_jax/losses"
+    paths = [path for folder in folders for path in sorted(ROOT.glob(f"{folder}/**/*.py"))]
+    sources = [path.read_text() for path in paths]
     workers: queue.Queue[Worker] = queue.Queue()
 
     def report(pair: Pair) -> Report:

@@ -1,4 +1,4 @@
-"""The programs that are compiled: every op, by everything that shapes its kernels.
+"""The programs that are compiled: every op, by everything that shapes its kernels, and the loss.
 
 To add one, add a `Case` to `EXTREMES`, or a value to the loops of `_matrix`.
 """

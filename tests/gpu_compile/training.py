@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gpu_compile.case import DTYPES
+
 _NUM_ITEMS = 1000
 
 
@@ -106,7 +108,8 @@ class LossGradient:
     hidden_size: int = 128
 
     def __str__(self) -> str:
-        return f"loss-{self.dtype}-items{self.items}-tokens{self.tokens}-M{self.hidden_size}"
+        dtype = DTYPES[self.dtype]
+        return f"loss-{dtype}-items{self.items}-tokens{self.tokens}-M{self.hidden_size}"
 
     def build(self, device: Any) -> tuple[Callable, tuple]:
         """See `Program`."""

@@ -29,14 +29,15 @@ def test_a_training_step_grows_linearly(gpu_compiler, implementation):
 @pytest.mark.slow
 def test_a_step_of_a_million_tokens_is_small(gpu_compiler):
     # 64 x 16,384 with the defaults of configs/common.py, nothing computed anew; the goal is 80 GB.
-    assert temporary_bytes(gpu_compiler, LONG_STEPS[0]) < 14 * GB
+    assert temporary_bytes(gpu_compiler, LONG_STEPS[0]) < 12 * GB
 
 
 @pytest.mark.parametrize("program", LOSSES, ids=str)
 def test_the_loss_takes_a_hundredth_of_all_logits(gpu_compiler, program):
-    # 1M items and 65,536 tokens have 131 GB of logits in bf16.
+    # 1M items and 65,536 tokens have 131 GB of logits in bf16. Kernels keep a copy of the table.
     all_logits = program.tokens * program.items * jnp.dtype(program.dtype).itemsize
-    assert temporary_bytes(gpu_compiler, program) < 0.01 * all_logits
+    share = 0.0025 if program.dtype == "bfloat16" else 0.01
+    assert temporary_bytes(gpu_compiler, program) < share * all_logits
 
 
 @gradients

@@ -14,6 +14,7 @@ CASES = [  # tokens, items, hidden size, tokens that matter, rows that are items
     (70, 5000, 16, 10, (64, 4500)),  # several programs share the items
     (2100, 90, 16, 2100, (1, 90)),  # and the tokens
     (33, 90, 16, 0, (1, 80)),  # nothing matters
+    (70, 1100, 200, 69, (3, 1097)),  # the widest
 ]
 ON_GPU = pytest.param(
     False,
@@ -86,6 +87,46 @@ def test_repeats_are_bit_equal(interpret):
     arrays = draw(CASES[2], "bfloat16")
     for x, y in zip(found(arrays, interpret), found(arrays, interpret), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("what", [np.nan, np.inf])
+@pytest.mark.parametrize("case", [CASES[0], CASES[2]], ids=["one share", "several shares"])
+def test_a_broken_item_breaks_the_loss(case, what):
+    hidden, embeddings, bounds, count = draw(case, "bfloat16")
+    embeddings = embeddings.at[case[4][0] + 5].set(what)
+    log_total = item_softmax.log_sum_exp(hidden, embeddings, bounds, count, interpret=True)
+    assert not np.any(np.isfinite(log_total[: case[3]]))
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens", "rows", "words"),
+    [
+        (256, 2**23 - 1, 2**23 - 1, None),
+        (257, 1, 1, "hidden size 257 is above 256"),
+        (256, 2**23, 1, "8388608 tokens of size 256 are more than 2147483647 elements"),
+        (129, 1, 2**23, "8388608 rows of the table of size 129 are more than"),
+    ],
+)
+def test_limits(size, tokens, rows, words):
+    found = item_softmax.refusal("bfloat16", size, tokens=tokens, rows=rows)
+    assert (found is None) if words is None else found.startswith(words)
+
+
+def test_dtypes_must_agree():
+    hidden, embeddings, bounds, count = draw(CASES[0], "bfloat16")
+    with pytest.raises(ValueError, match="must share a dtype"):
+        item_softmax.log_sum_exp(hidden, embeddings.astype("float32"), bounds, count)
+
+
+def test_programs_share_the_rows_where_tokens_are_few():
+    def programs(tokens, items):
+        shapes = [jax.ShapeDtypeStruct((n, 128), "bfloat16") for n in (tokens, items)]
+        others = [jax.ShapeDtypeStruct(shape, "int32") for shape in ((2,), ())]
+        traced = jax.make_jaxpr(item_softmax.log_sum_exp)(*shapes, *others)
+        (call,) = [e for e in traced.eqns if e.primitive.name == "pallas_call"]
+        return call.params["grid_mapping"].grid
+
+    assert [programs(64 * n, 64 * 8 * 100) for n in (1, 64, 3000)] == [(100,), (2048,), (3000,)]
 
 
 def test_a_device_without_items_adds_nothing():

@@ -1,0 +1,176 @@
+"""Kernels of the softmax over items.
+
+A program has some rows of one operand and walks those of the other. Rows are tokens or items,
+whichever the result is for.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from pallas_kernels.masked_softmax import MASKED
+from pallas_kernels.triton_tools import (
+    LOG2_E,
+    NOTHING,
+    dot,
+    exp2,
+    fma,
+    launch,
+    log2,
+    read,
+    write,
+)
+
+_PROGRAMS = 2048  # about as many, where there is enough to do, by sharing out the other operand
+_LEAST_TILES = 8  # of the other operand, that a program meets
+_LOWEST = -1e20  # highest logit so far: above masked ones, so that their weights vanish
+_LAUNCH = {"num_warps": 4, "num_stages": 3}
+
+
+class Operand(NamedTuple):
+    """Rows of a matrix, of which some count.
+
+    Attributes:
+      rows: [n, M].
+      bounds: int32[2], from the first row that counts to before the second.
+      log_total: f32[n], log-sum-exp over the other operand's rows; None where it is not known.
+    """
+
+    rows: Any
+    bounds: Any
+    log_total: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Static sizes of a kernel.
+
+    Attributes:
+      rows: of a program.
+      columns: rows of the other operand that it meets at a time.
+      shares: programs that share the other operand's rows.
+    """
+
+    rows: int
+    columns: int
+    shares: int
+
+    @classmethod
+    def of(cls, own: Operand, other: Operand) -> "Sizes":
+        """Chooses them by the shapes; the tiles were timed at M = 128."""
+        (count, columns), others = own.rows.shape, other.rows.shape[0]
+        rows, at_once = 64, 64 if columns <= 128 else 32
+        programs, tiles = pl.cdiv(count, rows), pl.cdiv(others, at_once)
+        return cls(rows, at_once, max(1, min(_PROGRAMS // programs, tiles // _LEAST_TILES)))
+
+
+class _Rows(NamedTuple):
+    """The rows of a program.
+
+    Attributes:
+      values: [rows, M]; 0 where they do not count.
+      number: int32[rows].
+      inside: bool[rows], which of them there are.
+      counts: bool[rows], which of those count.
+      at: int32[rows], where the result of this share of the other operand is written.
+      begin: first tile of that share.
+      end: last but one.
+    """
+
+    values: Any
+    number: Any
+    inside: Any
+    counts: Any
+    at: Any
+    begin: Any
+    end: Any
+
+
+def launch_for_rows(name: str, kernel, own: Operand, other: Operand, shape, interpret: bool):
+    """Launches a kernel; returns [shares, n, *shape], a part for each share of the other's rows."""
+    count, sizes = own.rows.shape[0], Sizes.of(own, other)
+    parts = launch(
+        kernel,
+        (own, other),
+        jax.ShapeDtypeStruct((sizes.shares * count, *shape), jnp.float32),
+        name=name,
+        programs=pl.cdiv(count, sizes.rows) * sizes.shares,
+        interpret=interpret,
+        sizes=sizes,
+        **_LAUNCH,
+    )
+    return parts.reshape(sizes.shares, count, *shape)
+
+
+def _read_rows(own: Operand, other: Operand, sizes: Sizes) -> _Rows:
+    program, share = (f(pl.program_id(0), sizes.shares) for f in (jax.lax.div, jax.lax.rem))
+    first = program * sizes.rows
+    number = first + jnp.arange(sizes.rows, dtype=jnp.int32)
+    count, columns = own.rows.shape
+    counts = (number >= own.bounds[0]) & (number < own.bounds[1])
+    first_tile = jax.lax.div(other.bounds[0], sizes.columns)
+    end_tile = jax.lax.div(other.bounds[1] + sizes.columns - 1, sizes.columns)
+    tiles = jax.lax.div(end_tile - first_tile + sizes.shares - 1, sizes.shares)
+    begin = first_tile + share * tiles
+    any_counts = (first < own.bounds[1]) & (first + sizes.rows > own.bounds[0])
+    end = jnp.where(any_counts, jnp.minimum(begin + tiles, end_tile), begin)
+    values, at = read(own.rows, number, counts, columns=columns), share * count + number
+    return _Rows(values, number, number < count, counts, at, begin, end)
+
+
+def _read_tile(other: Operand, n, sizes: Sizes):
+    """Reads the n-th tile of the other operand, 0 where its rows do not count; and which do."""
+    number = n * sizes.columns + jnp.arange(sizes.columns, dtype=jnp.int32)
+    counts = (number >= other.bounds[0]) & (number < other.bounds[1])
+    return read(other.rows, number, counts, columns=other.rows.shape[1]), number, counts
+
+
+def log_sum_exp_kernel(operands, out, *, sizes: Sizes, interpret: bool):
+    """Finds a share of the log-sum-exp of each row's products with the other operand's rows."""
+    own, other = operands
+    rows = _read_rows(own, other, sizes)
+
+    def add(n, sums):
+        highest, total = sums
+        tile, _, counts = _read_tile(other, n, sizes)
+        logits = dot(rows.values, tile, interpret, transpose_b=True)
+        logits = jnp.where(counts[None, :], logits, MASKED)
+        new = jnp.maximum(highest, logits.max(1) * LOG2_E)
+        weights = exp2(fma(logits, jnp.float32(LOG2_E), -new[:, None], interpret), interpret)
+        return new, total * exp2(highest - new, interpret) + weights.sum(1)
+
+    zero = jnp.zeros(rows.number.shape, jnp.float32)
+    highest, total = jax.lax.fori_loop(rows.begin, rows.end, add, (zero + _LOWEST, zero))
+    some = total != 0  # NaN is some: it is to be seen in the loss
+    log_total = highest + log2(jnp.where(some, total, 1.0), interpret)
+    write(out, rows.at, rows.inside, jnp.where(some, log_total / LOG2_E, MASKED))
+
+
+def weighted_kernel(operands, out, *, sizes: Sizes, interpret: bool):
+    """Sums a share of the other operand's rows, weighted with the probabilities, for each row.
+
+    One of the operands knows the log-sum-exp: that whose rows are the tokens.
+    """
+    own, other = operands
+    rows = _read_rows(own, other, sizes)
+    shift = None
+    if own.log_total is not None:
+        shift = read(own.log_total, rows.number, rows.counts, other=NOTHING)[:, None] * LOG2_E
+
+    def add(n, total):
+        tile, number, counts = _read_tile(other, n, sizes)
+        of_tile = shift
+        if of_tile is None:
+            of_tile = read(other.log_total, number, counts, other=NOTHING)[None, :] * LOG2_E
+        logits = dot(rows.values, tile, interpret, transpose_b=True)
+        weights = exp2(fma(logits, jnp.float32(LOG2_E), -of_tile, interpret), interpret)
+        if shift is not None:  # what does not count is 0, but its weight may be infinite
+            weights = jnp.where(counts[None, :], weights, 0.0)
+        return total + dot(weights.astype(tile.dtype), tile, interpret)
+
+    start = jnp.zeros(rows.values.shape, jnp.float32)
+    total = jax.lax.fori_loop(rows.begin, rows.end, add, start)
+    write(out, rows.at, rows.inside, jnp.where(rows.counts[:, None], total, 0.0))
