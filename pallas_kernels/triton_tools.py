@@ -1,7 +1,7 @@
 """What every Pallas Triton kernel here shares: launching, exact products, rows of query heads.
 
-Kernels read whole arrays by computed row numbers, under masks, so no array is padded to a tile. Of
-[B, L, heads, D] they see a matrix of D columns, with row `(b * L + token) * heads + head`.
+They read whole arrays by computed row numbers, under masks, so no array is padded to a tile. Of
+[B, L, heads, D] attention's see a matrix of D columns, with row `(b * L + token) * heads + head`.
 """
 
 import math
