@@ -78,9 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.item_optimizer = "dense"
     # "cross_entropy" over all items; by samples "sampled_softmax", "gbce", "bce" or "bpr"
     config.train.loss = "cross_entropy"
-    config.train.loss_implementation = (
-        ""  # of "cross_entropy": "xla", "triton", "" = kernels if any
-    )
+    config.train.loss_implementation = ""  # of "cross_entropy": "xla", "triton"; "" = best here
     config.train.loss_chunk = 0  # tokens whose logits exist at once, at most; 0 suits the device
     config.train.label_smoothing = 0.0  # probability spread over all items; "cross_entropy" alone
     config.train.num_negatives = 256  # items a target is compared with, by the other losses

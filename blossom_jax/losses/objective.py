@@ -94,7 +94,6 @@ class LossConfig:
             f"train.label_smoothing={smoothing} is of train.loss={FULL} alone: set it to 0, or "
             f"choose that loss instead of {self.loss}",
         )
-
         _check(
             self.loss == FULL or not implementation,
             f"train.loss_implementation={implementation} is of train.loss={FULL} alone: set it to "
