@@ -4,7 +4,6 @@ Either finds the log-sum-exp of those items first, and, once that of all devices
 gradients need of the probabilities.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -94,12 +93,8 @@ def take(name: str, hidden: jax.Array, items: Items, count: jax.Array) -> Softma
     """
     if name == "xla":
         return _by_xla(hidden, items)
-    interpret = name == "triton_interpret"
-    arrays = hidden, items.embeddings, items.bounds, count
-    return Softmax(
-        item_softmax.log_sum_exp(*arrays, interpret=interpret),
-        functools.partial(_products_by_kernels, *arrays, interpret=interpret),
-    )
+    logits = item_softmax.Logits(hidden, items.embeddings, items.bounds, count)
+    return _by_kernels(logits, interpret=name == "triton_interpret")
 
 
 def _by_xla(hidden, items: Items) -> Softmax:
@@ -120,7 +115,11 @@ def _by_xla(hidden, items: Items) -> Softmax:
     return Softmax(log_total[:, 0], products)
 
 
-def _products_by_kernels(hidden, embeddings, bounds, count, log_total, *, interpret):
-    arrays = hidden, embeddings, bounds, count, log_total
-    mean = item_softmax.mean_embedding(*arrays, interpret=interpret)
-    return mean, item_softmax.weighted_hidden(*arrays, interpret=interpret).T
+def _by_kernels(logits: item_softmax.Logits, interpret: bool) -> Softmax:
+    """Forms the logits once for each result, and keeps none."""
+
+    def products(log_total):
+        mean = item_softmax.mean_embedding(logits, log_total, interpret=interpret)
+        return mean, item_softmax.weighted_hidden(logits, log_total, interpret=interpret).T
+
+    return Softmax(item_softmax.log_sum_exp(logits, interpret=interpret), products)

@@ -10,6 +10,8 @@ Logits are f32, so a probability is as exact as f32 holds its logit. The kernels
 f32 is for tests, which compare with float64 in interpret mode.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -45,21 +47,27 @@ def refusal(dtype: jax.typing.DTypeLike, hidden_size: int, *, tokens: int, rows:
     return None
 
 
-def log_sum_exp(
-    hidden: Float[Array, "T M"],
-    items: Float[Array, "V M"],
-    item_bounds: Int[Array, "2"],
-    count: Int[Array, ""],
-    *,
-    interpret: bool = False,
-) -> Float[Array, "T"]:
-    """Finds log sum exp(hidden . item) over the items, for the first tokens.
+class Logits(NamedTuple):
+    """Products of tokens with items, which are never formed as a whole.
 
-    Args:
+    Attributes:
       hidden: what the model gives for each token.
       items: the table of embeddings, of the same dtype.
       item_bounds: int32, from the first row that is an item to before the second.
-      count: int32, tokens that matter.
+      num_tokens: int32, how many tokens matter: the first ones.
+    """
+
+    hidden: Float[Array, "T M"]
+    items: Float[Array, "V M"]
+    item_bounds: Int[Array, "2"]
+    num_tokens: Int[Array, ""]
+
+
+def log_sum_exp(logits: Logits, *, interpret: bool = False) -> Float[Array, "T"]:
+    """Finds log sum exp(hidden . item) over the items.
+
+    Args:
+      logits: of which tokens and items.
       interpret: runs the kernel operation by operation on any device, for tests.
 
     Returns:
@@ -69,58 +77,44 @@ def log_sum_exp(
     Raises:
       ValueError: the dtypes differ.
     """
-    tokens, others = _operands(hidden, items, item_bounds, count)
-    parts = launch_for_rows("log_sum_exp", log_sum_exp_kernel, tokens, others, (), interpret)
+    tokens, items = _operands(logits, None)
+    parts = launch_for_rows("log_sum_exp", log_sum_exp_kernel, tokens, items, (), interpret)
     return jax.nn.logsumexp(parts, axis=0)
 
 
 def mean_embedding(
-    hidden: Float[Array, "T M"],
-    items: Float[Array, "V M"],
-    item_bounds: Int[Array, "2"],
-    count: Int[Array, ""],
-    log_total: Float[Array, "T"],
-    *,
-    interpret: bool = False,
+    logits: Logits, log_total: Float[Array, "T"], *, interpret: bool = False
 ) -> Float[Array, "T M"]:
     """Sums the items' embeddings, weighted with the probabilities that a token gives them.
 
     Args:
-      hidden: as of `log_sum_exp`, like those that follow.
-      items: likewise.
-      item_bounds: likewise.
-      count: likewise.
+      logits: of which tokens and items.
       log_total: log-sum-exp over all items, on whatever devices they are.
-      interpret: likewise.
+      interpret: as of `log_sum_exp`.
 
     Returns:
       f32; 0 for tokens that do not matter.
     """
-    tokens, others = _operands(hidden, items, item_bounds, count, log_total)
-    return _weighted("mean_embedding", tokens, others, hidden.shape, interpret)
+    tokens, items = _operands(logits, log_total)
+    return _weighted("mean_embedding", tokens, items, logits.hidden.shape, interpret)
 
 
 def weighted_hidden(
-    hidden: Float[Array, "T M"],
-    items: Float[Array, "V M"],
-    item_bounds: Int[Array, "2"],
-    count: Int[Array, ""],
-    log_total: Float[Array, "T"],
-    *,
-    interpret: bool = False,
+    logits: Logits, log_total: Float[Array, "T"], *, interpret: bool = False
 ) -> Float[Array, "V M"]:
     """Sums the tokens' hidden states, weighted with the probabilities that they give an item.
 
     Args and result as of `mean_embedding`, for each row of the table in place of each token.
     """
-    tokens, others = _operands(hidden, items, item_bounds, count, log_total)
-    return _weighted("weighted_hidden", others, tokens, items.shape, interpret)
+    tokens, items = _operands(logits, log_total)
+    return _weighted("weighted_hidden", items, tokens, logits.items.shape, interpret)
 
 
-def _operands(hidden, items, item_bounds, count, log_total=None) -> tuple[Operand, Operand]:
+def _operands(logits: Logits, log_total) -> tuple[Operand, Operand]:
+    hidden, items, item_bounds, num_tokens = logits
     if hidden.dtype != items.dtype:
         raise ValueError(f"hidden and items must share a dtype, got {hidden.dtype=} {items.dtype=}")
-    token_bounds = jnp.stack([jnp.zeros_like(count), count])
+    token_bounds = jnp.stack([jnp.zeros_like(num_tokens), num_tokens])
     return (
         Operand(pad_head(hidden), token_bounds, log_total),
         Operand(pad_head(items), item_bounds),

@@ -38,7 +38,7 @@ def draw(case, dtype):
         jax.random.normal(key, (n, size), dtype)
         for key, n in zip(keys, (tokens, items), strict=True)
     )
-    return hidden, embeddings, jnp.array(bounds, jnp.int32), jnp.int32(count)
+    return item_softmax.Logits(hidden, embeddings, jnp.array(bounds, jnp.int32), jnp.int32(count))
 
 
 def in_float64(hidden, embeddings, bounds, count):
@@ -52,15 +52,15 @@ def in_float64(hidden, embeddings, bounds, count):
     return log_total, p @ embeddings, p.T @ hidden
 
 
-def found(arrays, interpret):
-    log_total = item_softmax.log_sum_exp(*arrays, interpret=interpret)
+def found(logits, interpret):
+    log_total = item_softmax.log_sum_exp(logits, interpret=interpret)
     products = (item_softmax.mean_embedding, item_softmax.weighted_hidden)
-    return log_total, *(f(*arrays, log_total, interpret=interpret) for f in products)
+    return log_total, *(f(logits, log_total, interpret=interpret) for f in products)
 
 
 def check(case, dtype, interpret):
-    arrays = draw(case, dtype)
-    ours, wanted = found(arrays, interpret), in_float64(*arrays)
+    logits = draw(case, dtype)
+    ours, wanted = found(logits, interpret), in_float64(*logits)
     count = case[3]
     np.testing.assert_allclose(ours[0][:count], wanted[0][:count], rtol=1e-5, atol=1e-5)
     for x, y in zip(ours[1:], wanted[1:], strict=True):
@@ -84,17 +84,17 @@ def test_equals_float64_on_a_gpu(case, interpret):
 
 @pytest.mark.parametrize("interpret", [INTERPRET, ON_GPU])
 def test_repeats_are_bit_equal(interpret):
-    arrays = draw(CASES[2], "bfloat16")
-    for x, y in zip(found(arrays, interpret), found(arrays, interpret), strict=True):
+    logits = draw(CASES[2], "bfloat16")
+    for x, y in zip(found(logits, interpret), found(logits, interpret), strict=True):
         np.testing.assert_array_equal(x, y)
 
 
 @pytest.mark.parametrize("what", [np.nan, np.inf])
 @pytest.mark.parametrize("case", [CASES[0], CASES[2]], ids=["one share", "several shares"])
 def test_a_broken_item_breaks_the_loss(case, what):
-    hidden, embeddings, bounds, count = draw(case, "bfloat16")
-    embeddings = embeddings.at[case[4][0] + 5].set(what)
-    log_total = item_softmax.log_sum_exp(hidden, embeddings, bounds, count, interpret=True)
+    logits = draw(case, "bfloat16")
+    logits = logits._replace(items=logits.items.at[case[4][0] + 5].set(what))
+    log_total = item_softmax.log_sum_exp(logits, interpret=True)
     assert not np.any(np.isfinite(log_total[: case[3]]))
 
 
@@ -113,16 +113,16 @@ def test_limits(size, tokens, rows, words):
 
 
 def test_dtypes_must_agree():
-    hidden, embeddings, bounds, count = draw(CASES[0], "bfloat16")
+    logits = draw(CASES[0], "bfloat16")
     with pytest.raises(ValueError, match="must share a dtype"):
-        item_softmax.log_sum_exp(hidden, embeddings.astype("float32"), bounds, count)
+        item_softmax.log_sum_exp(logits._replace(items=logits.items.astype("float32")))
 
 
 def test_programs_share_the_rows_where_tokens_are_few():
     def programs(tokens, items):
         shapes = [jax.ShapeDtypeStruct((n, 128), "bfloat16") for n in (tokens, items)]
         others = [jax.ShapeDtypeStruct(shape, "int32") for shape in ((2,), ())]
-        traced = jax.make_jaxpr(item_softmax.log_sum_exp)(*shapes, *others)
+        traced = jax.make_jaxpr(item_softmax.log_sum_exp)(item_softmax.Logits(*shapes, *others))
         (call,) = [e for e in traced.eqns if e.primitive.name == "pallas_call"]
         return call.params["grid_mapping"].grid
 
@@ -130,19 +130,18 @@ def test_programs_share_the_rows_where_tokens_are_few():
 
 
 def test_a_device_without_items_adds_nothing():
-    hidden, embeddings, _, count = draw(CASES[0], "float32")
-    arrays = hidden, embeddings, jnp.array([200, 200], jnp.int32), count
-    log_total = item_softmax.log_sum_exp(*arrays, interpret=True)
+    logits = draw(CASES[0], "float32")._replace(item_bounds=jnp.array([200, 200], jnp.int32))
+    log_total = item_softmax.log_sum_exp(logits, interpret=True)
     assert np.all(np.asarray(log_total) < -1e29)
     somewhere = jnp.zeros_like(log_total)
     for f in (item_softmax.mean_embedding, item_softmax.weighted_hidden):
-        assert not np.any(f(*arrays, somewhere, interpret=True))
+        assert not np.any(f(logits, somewhere, interpret=True))
 
 
 def test_tokens_that_do_not_matter_may_hold_anything():
-    hidden, embeddings, bounds, count = draw(CASES[0], "bfloat16")
-    spoilt = hidden.at[count:].set(jnp.nan)
-    ours, wanted = (found((x, embeddings, bounds, count), True) for x in (spoilt, hidden))
+    logits, count = draw(CASES[0], "bfloat16"), CASES[0][3]
+    spoilt = logits._replace(hidden=logits.hidden.at[count:].set(jnp.nan))
+    ours, wanted = (found(x, True) for x in (spoilt, logits))
     np.testing.assert_array_equal(ours[0][:count], wanted[0][:count])
     np.testing.assert_array_equal(ours[1], wanted[1])
     np.testing.assert_array_equal(ours[2], wanted[2])
