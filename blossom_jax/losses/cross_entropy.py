@@ -47,7 +47,7 @@ def full_cross_entropy(
     The gradients are formed together with the loss, and the backward pass only scales them. By XLA
     logits exist for a chunk of the tokens at a time, see `chunks.over_chunks`, and are computed
     once: three products in all. Kernels compute them three times, keep none, and take all tokens at
-    once: five products, in 53 to 59% of the time on an H200 (docs/kernels.md), since no logit is
+    once: five products, in 52 to 59% of the time on an H200 (docs/kernels.md), since no logit is
     written and read.
 
     Args:

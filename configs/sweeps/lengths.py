@@ -1,7 +1,8 @@
 """Does length pay? Blossom and dense attention over ever more events of each history.
 
     python -m experiments.sweep --config=configs/ml_1m.py --sweep=configs/sweeps/lengths.py \
-        --seeds=3 --workdir=runs/ml_1m_lengths
+        --seeds=3 --workdir=runs/ml_1m_lengths --config.train.num_steps=2400 \
+        --config.train.schedule=wsd --config.train.patience=0 --config.eval.every_steps=600
 
 Training rows are as long as the histories may be, and as many as make 16,000 tokens a step, so that
 every row of the table trains on as many tokens and no attention pays for more than its length.
