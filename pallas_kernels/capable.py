@@ -12,13 +12,19 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 LEAST_CAPABILITY = 8.0  # of a GPU that Triton compiles for: A100, L4 and later
+_KIB = 1024
+# Bytes that a program may have, by compute capability (CUDA programming guide); 99 KiB elsewhere.
+SHARED_MEMORY = dict.fromkeys(("8.0", "8.7"), 163 * _KIB)
+SHARED_MEMORY |= dict.fromkeys(("9.0", "10.0", "10.3"), 227 * _KIB)
+MOST_SHARED_MEMORY, LEAST_SHARED_MEMORY = 227 * _KIB, 99 * _KIB
 
 
-def refusal(device: Any) -> str | None:
+def refusal(device: Any, shared_memory: int = 0) -> str | None:
     """Says why a GPU cannot run Triton kernels; None if it can.
 
     Args:
       device: a jax device, here or elsewhere.
+      shared_memory: bytes that a program of the kernels needs.
     """
     capability = getattr(device, "compute_capability", None)
     try:
@@ -26,7 +32,10 @@ def refusal(device: Any) -> str | None:
     except ValueError:
         return f"Triton needs an NVIDIA GPU, this one tells {capability!r}"
     if enough:
-        return None
+        available = SHARED_MEMORY.get(str(capability), LEAST_SHARED_MEMORY)
+        if shared_memory <= available:
+            return None
+        return f"it needs {shared_memory} bytes of shared memory, this GPU has {available}"
     return f"Triton needs compute capability {LEAST_CAPABILITY}, this GPU has {capability}"
 
 

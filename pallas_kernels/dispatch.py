@@ -22,6 +22,7 @@ def choose(
     refusal: str | None,
     max_history: int | None = None,
     device: Any = None,
+    shared_memory: int = 0,
 ) -> str:
     """Returns the name of the implementation that serves `op`.
 
@@ -34,13 +35,14 @@ def choose(
       refusal: why the Triton kernels cannot serve these shapes, or None where they can.
       max_history: bound on positions; histories below the measured crossover run elsewhere.
       device: where the program will run; None = on the local devices.
+      shared_memory: bytes that a program of the Triton kernels needs.
 
     Raises:
       ValueError: `implementation` is no name at all.
       NotImplementedError: the named implementation cannot serve these shapes.
     """
     if implementation is None:
-        return _fastest(op, refusal, max_history, device)
+        return _fastest(op, refusal, max_history, device, shared_memory)
     if implementation not in NAMES:
         raise ValueError(f"{implementation=} must be None or one of {', '.join(NAMES)}")
     if implementation.startswith("triton") and refusal:
@@ -48,10 +50,10 @@ def choose(
     return implementation
 
 
-def _fastest(op: str, refusal: str | None, max_history: int | None, device: Any) -> str:
+def _fastest(op: str, refusal: str | None, max_history, device: Any, shared_memory: int) -> str:
     if (jax.default_backend() if device is None else device.platform) != "gpu":
         return "xla"
-    reason = refusal or gpu_refusal(device)
+    reason = refusal or gpu_refusal(device, shared_memory)
     if reason:
         _say_once(f"{op} runs with implementation='xla': {reason}")
         return "xla"
@@ -60,9 +62,14 @@ def _fastest(op: str, refusal: str | None, max_history: int | None, device: Any)
     return "triton"
 
 
-def gpu_refusal(device: Any = None) -> str | None:
-    """Says why a GPU, or the local one, cannot run Triton kernels; None if it can."""
-    return capable.refusal(device or jax.devices()[0])
+def gpu_refusal(device: Any = None, shared_memory: int = 0) -> str | None:
+    """Says why a GPU, or the local one, cannot run Triton kernels; None if it can.
+
+    Args:
+      device: None = the first local one.
+      shared_memory: bytes that a program of the kernels needs.
+    """
+    return capable.refusal(device or jax.devices()[0], shared_memory)
 
 
 def reads_padding(name: str) -> bool:

@@ -1,5 +1,8 @@
 """What the Triton kernels cannot serve, said before anything is traced."""
 
+import jax.numpy as jnp
+
+from pallas_kernels.capable import MOST_SHARED_MEMORY
 from pallas_kernels.triton_tools import padded_head
 
 MOST_ELEMENTS = 2**31 - 1  # of an array: offsets are int32
@@ -32,12 +35,18 @@ def refusal(
     """
     batch, length, heads, head_size = q.shape
     parts, chosen = part_elements(q, num_selected), batch * length * num_kv_heads * num_selected
+    shared = shared_memory(q, block_size)
     rules = (
         (not causal, f"{causal=}: its kernels are causal"),
         (str(q.dtype) not in ("bfloat16", "float32"), f"{q.dtype} is neither bfloat16 nor float32"),
         (head_size > LARGEST_HEAD, f"{head_size=} is above {LARGEST_HEAD}"),
         (heads // num_kv_heads > LARGEST_GROUP, f"{heads // num_kv_heads} query heads share a key"),
         (block_size > LARGEST_BAND, f"{block_size=} is above {LARGEST_BAND}"),
+        (
+            shared > MOST_SHARED_MEMORY,
+            f"{block_size=} with {head_size=} in {q.dtype} needs {shared} bytes of shared memory, "
+            f"and no GPU has more than {MOST_SHARED_MEMORY}",
+        ),
         (window > LARGEST_BAND, f"{window=} is above {LARGEST_BAND}"),
         (num_selected > LARGEST_SELECTION, f"{num_selected=} is above {LARGEST_SELECTION}"),
         (length > LONGEST_ROW, f"rows of {length=} are above {LONGEST_ROW}"),
@@ -45,6 +54,21 @@ def refusal(
         (chosen > MOST_ELEMENTS, f"{chosen} blocks are selected; {_OFFSETS}"),
     )
     return next((reason for broken, reason in rules if broken), None)
+
+
+def shared_memory(q, block_size: int) -> int:
+    """Bytes of shared memory that a program of the kernels that walk blocks needs, at most.
+
+    Found by compiling them for A100, L4, H200 and B200: 6 bytes for each entry of a block's keys in
+    bf16, 24 in f32, whose products take each operand in parts, and some room for queries.
+
+    Args:
+      q: [B, L, H, D], for its head size and dtype.
+      block_size: S.
+    """
+    block = padded_head(q.shape[-1]) * padded_head(block_size)
+    narrow = q.dtype == jnp.bfloat16
+    return block * (6 if narrow else 24) + (16 if narrow else 24) * 1024
 
 
 def part_elements(q, num_selected: int) -> int:

@@ -81,7 +81,11 @@ def blossom_attention(
         num_selected=num_selected,
     )
     name = dispatch.choose(
-        "blossom_attention", implementation, refusal=refusal, max_history=max_history
+        "blossom_attention",
+        implementation,
+        refusal=refusal,
+        max_history=max_history,
+        shared_memory=triton_limits.shared_memory(q, block_size),
     )
     if dispatch.reads_padding(name):
         q, k, v, gate = checks.without_padding(positions, q, k, v, gate)

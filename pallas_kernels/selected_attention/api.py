@@ -63,7 +63,10 @@ def selected_attention(
     refusal = triton_limits.refusal(
         q, k.shape[2], causal=causal, block_size=block_size, num_selected=slots.shape[-1]
     )
-    name = dispatch.choose("selected_attention", implementation, refusal=refusal)
+    shared_memory = triton_limits.shared_memory(q, block_size)
+    name = dispatch.choose(
+        "selected_attention", implementation, refusal=refusal, shared_memory=shared_memory
+    )
     if dispatch.reads_padding(name):
         q, k, v = checks.without_padding(positions, q, k, v)
     return IMPLEMENTATIONS[name](

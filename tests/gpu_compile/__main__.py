@@ -22,7 +22,7 @@ from gpu_compile.case import Program
 from gpu_compile.client import Worker
 from gpu_compile.environment import CACHE_FOLDER, ROOT
 from gpu_compile.report import Report
-from gpu_compile.targets import TRITON_GPUS
+from gpu_compile.targets import GPUS, TRITON_GPUS
 
 Pair = tuple[Program, str]
 _ROW = "{:<85} {:<5} {:<18} {:>4} {:>7} {:>6}  {}"
@@ -55,7 +55,13 @@ def _parse() -> argparse.Namespace:
 
 
 def _all_pairs() -> list[Pair]:
-    return [(case, gpu) for case in cases.MATRIX for gpu in TRITON_GPUS]
+    """Lists what the dispatcher may choose: not what a GPU has too little shared memory for."""
+    return [
+        (case, gpu)
+        for case in cases.MATRIX
+        for gpu in TRITON_GPUS
+        if getattr(case, "shared_memory", 0) <= GPUS[gpu].shared_memory_limit
+    ]
 
 
 def _wanted(pair: Pair, options: argparse.Namespace) -> bool:

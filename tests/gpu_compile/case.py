@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import pallas_kernels
+from pallas_kernels import triton_limits
 
 KV_HEADS = 2
 _NAMED_IF_UNUSUAL = ("selection_gradient", "num_selected", "window", "length", "rows")
@@ -80,6 +81,13 @@ class Case:
             if value != getattr(Case, name):
                 parts.append(value if isinstance(value, str) else f"{name}{value}")
         return "-".join(parts)
+
+    @property
+    def shared_memory(self) -> int:
+        """Bytes of a program that the dispatcher reckons with, 0 for ops that walk no blocks."""
+        if "block_size" not in OPS[self.op][1] or self.op == "block_selection":
+            return 0
+        return triton_limits.shared_memory(self._shapes()["q"], self.block_size)
 
     def build(self, device: Any) -> tuple[Callable, tuple]:
         """See `Program`."""

@@ -10,7 +10,7 @@ from typing import Any
 from gpu_compile import demonstrations, training
 from gpu_compile.case import DTYPES, OPS, Case, Program
 from gpu_compile.targets import TRITON_GPUS
-from pallas_kernels import triton_limits
+from pallas_kernels import capable, triton_limits
 
 HEAD_SIZES, GROUPS, BLOCK_SIZES = (16, 32, 64, 128), (1, 4, 8), (16, 32, 64)
 
@@ -47,6 +47,7 @@ _ENDS: tuple[dict[str, Any], ...] = (
 )
 # Sizes at the ends of what is served, and sizes that are padded.
 EXTREMES = [_every_kernel(dtype=dtype, **sizes) for dtype in DTYPES for sizes in _ENDS]
+EXTREMES = [case for case in EXTREMES if case.shared_memory <= capable.MOST_SHARED_MEMORY]
 # The kernels of the loss, at the ends of what they serve and between.
 LOSS_KERNELS = [
     training.LossGradient(items=10_000, hidden_size=size) for size in (16, 64, 128, 256)
@@ -61,7 +62,7 @@ _COVERING = (
     ("h200", "bfloat16", 16, 8, 64),
     ("b200", "bfloat16", 128, 1, 16),
     ("a100", "float32", 32, 4, 64),
-    ("l4", "float32", 64, 1, 64),
+    ("l4", "float32", 64, 1, 32),
     ("h200", "float32", 128, 8, 64),
     ("b200", "float32", 16, 1, 16),
 )

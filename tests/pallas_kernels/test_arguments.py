@@ -1,5 +1,6 @@
 """Mistakes are named before anything is traced; implementations are chosen by name."""
 
+import functools
 import re
 import types
 
@@ -11,7 +12,7 @@ from cases import row
 
 import pallas_kernels
 from pallas_kernels import dispatch, validate_positions
-from pallas_kernels.triton_limits import refusal
+from pallas_kernels.triton_limits import refusal, shared_memory
 
 B, L, H, G, D, S, N = 2, 32, 4, 2, 8, 4, 3
 GOOD = {
@@ -98,6 +99,54 @@ def test_what_the_kernels_cannot_serve_is_named(change, message):
 def test_shapes_that_the_kernels_cannot_serve_are_named(shape, dtype, message):
     q = jax.ShapeDtypeStruct(shape, dtype)
     assert re.search(message, refusal(q, 2, causal=True, num_selected=4))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_size", "block_size", "needed"),
+    [
+        ("float32", 64, 64, 122_880),
+        ("float32", 128, 64, 221_184),
+        ("float32", 128, 128, None),
+        ("bfloat16", 128, 64, 65_536),
+        ("bfloat16", 128, 128, 114_688),
+        ("bfloat16", 24, 8, 6 * 32 * 16 + 16_384),
+    ],
+)
+def test_shared_memory_is_what_compiling_found(dtype, head_size, block_size, needed):
+    q = jax.ShapeDtypeStruct((1, 256, 2, head_size), dtype)
+    found = refusal(q, 2, causal=True, block_size=block_size)
+    if needed is None:
+        assert "needs 417792 bytes of shared memory, and no GPU has more than 232448" in found
+    else:
+        assert found is None and shared_memory(q, block_size) == needed
+
+
+@pytest.mark.parametrize(
+    ("capability", "available"), [("8.0", 166_912), ("8.9", 101_376), ("9.0", 232_448)]
+)
+def test_a_gpu_with_too_little_shared_memory_takes_xla(monkeypatch, caplog, capability, available):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    device = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    for needed, want in ((available, "triton"), (available + 1, "xla")):
+        name = f"op of {needed}"
+        assert dispatch.choose(name, None, refusal=None, shared_memory=needed) == want
+    assert f"bytes of shared memory, this GPU has {available}" in caplog.text
+
+
+def test_the_ops_tell_what_shared_memory_they_need(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    device = types.SimpleNamespace(compute_capability="8.9")
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in _wide_f32()]
+    sizes = {"block_size": 64, "num_selected": 2, "window": 8}
+    call = functools.partial(pallas_kernels.blossom_attention, **sizes)
+    assert "pallas_call" not in str(jax.make_jaxpr(call)(*shapes))
+
+
+def _wide_f32():
+    heads = [((1, 128, n, 64), "float32") for n in (2, 1, 1)]
+    return *heads, ((1, 2, 1, 64), "float32"), ((1, 128, 2, 2), "float32"), ((1, 128), "int32")
 
 
 def test_a_named_implementation_never_looks_at_the_devices(monkeypatch):
