@@ -99,5 +99,7 @@ def load(directory=None):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(f"usage: python {sys.argv[0]} ID,ID,...  (raw ids, the last event last)")
     for raw, score in load().recommend([sys.argv[1].split(",")])[0]:
         print(f"{score:10.4f}  {raw}")

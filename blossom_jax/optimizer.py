@@ -96,7 +96,8 @@ def learning_rate_schedule(
         raise UserError(f"schedule must be 'constant', 'cosine' or 'wsd', {schedule=}")
     _check(
         schedule == "constant" or hold >= 0,
-        f"{schedule=} must outlast its warm-up: {total_updates=} {warmup_steps=}",
+        f"{schedule=} of {total_updates} updates leaves no room for {warmup_steps=}: train longer, "
+        "or lower train.warmup_steps",
     )
     if not warmup_steps:
         return rest

@@ -111,7 +111,7 @@ class Recommender:
           ids alone, gets the items that occur most often in what was trained on.
 
         Raises:
-          UserError: `top_k` is below 1, or nothing of `allow` is known.
+          UserError: `top_k` is below 1, a history is no list, or nothing of `allow` is known.
         """
         answers = self.answer(
             histories, top_k, exclude_seen=exclude_seen, exclude=exclude, allow=allow
@@ -157,10 +157,14 @@ class Recommender:
           exclude_seen: See `recommend`.
 
         Raises:
-          UserError: `top_k` is below 1.
+          UserError: `top_k` is below 1, or a history is no list.
         """
         if top_k < 1:
             raise UserError(f"top_k must be at least 1, got {top_k}")
+        histories = list(histories)
+        for history in histories:
+            if isinstance(history, str):  # its letters would be taken for ids
+                raise UserError(f"histories must be lists of raw ids, one a user, got {history!r}")
         read = [self.catalogue.known(history) for history in histories]
         numbers = [np.array(known, np.int32) for known, _ in read]
         present = [i for i, known in enumerate(numbers) if len(known)]

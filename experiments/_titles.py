@@ -28,8 +28,8 @@ def read_titles(path: str | pathlib.Path) -> dict[str, str]:
         if path.suffix == ".parquet":
             table = pl.read_parquet(path)
         else:
-            separator = "," if path.suffix == ".csv" else "\t"
-            table = pl.read_csv(path, separator=separator, infer_schema=False)
+            separator, quote = (",", '"') if path.suffix == ".csv" else ("\t", None)
+            table = pl.read_csv(path, separator=separator, quote_char=quote, infer_schema=False)
     except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"--titles={path} cannot be read: {error}") from error
     ids = table[_column(path, table.columns, _ID_NAMES)].cast(pl.String)

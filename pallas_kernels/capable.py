@@ -66,7 +66,12 @@ def _lower_for_cuda(ctx, x):
     return [x]
 
 
+def _lower_for_cpu(ctx, x):
+    raise NotImplementedError("Triton kernels need an NVIDIA GPU; this program is for a CPU")
+
+
 mlir.register_lowering(_where_triton_runs, _lower_for_cuda, platform="cuda")
+mlir.register_lowering(_where_triton_runs, _lower_for_cpu, platform="cpu")
 with contextlib.suppress(ImportError, AttributeError):  # jax promises no such set
     from jax._src.dispatch import prim_requires_devices_during_lowering
 

@@ -28,6 +28,12 @@ from blossom_jax.errors import UserError
 
 _RATINGS_DAT = ("user", "item", "", "time")
 _CHECKINS = ("user", "time", "", "", "item")
+# Slashes between year, month and day too; not a date that begins with the day or the month.
+_ISO = (
+    r"^\s*(?P<date>\d{4}-\d\d-\d\d|\d{4}/\d\d/\d\d)"
+    r"(?:[Tt ](?P<clock>\d\d:\d\d)(?P<seconds>:\d\d(?:\.\d+)?)?"
+    r"\s*(?P<offset>[Zz]|[+-]\d\d:?\d\d)?)?\s*$"
+)
 
 LINE_FORMATS: dict[str, Callable[[pathlib.Path], Records]] = {
     "user_item": functools.partial(text_formats.read_fields, separator=" ", names=("user", "item")),
@@ -153,10 +159,23 @@ def _microseconds(dtype: pl.DataType, has_text: bool) -> pl.Expr:
     if dtype.is_temporal():
         return time.cast(pl.Datetime("us")).to_physical()
     exact = _scale_numbers(time.cast(pl.Float64, strict=False))
-    if has_text:
-        iso = time.str.to_datetime(strict=False, time_unit="us", time_zone="UTC")
-        exact = pl.coalesce(exact, iso.to_physical())
-    return exact
+    return pl.coalesce(exact, _iso_microseconds(time)) if has_text else exact
+
+
+def _iso_microseconds(time: pl.Expr) -> pl.Expr:
+    """Reads ISO 8601, UTC where there is no offset; null for all else, each value for itself."""
+    part = time.str.extract_groups(_ISO).struct
+    offset = part.field("offset").str.replace("^[Zz]$", "+00:00")
+    offset = offset.str.replace(r"^([+-]\d\d):?(\d\d)$", "$1:$2")
+    full = pl.concat_str(
+        part.field("date").str.replace_all("/", "-"),
+        pl.lit(" "),
+        part.field("clock").fill_null("00:00"),
+        part.field("seconds").fill_null(":00"),
+        offset.fill_null("+00:00"),
+    )
+    found = full.str.to_datetime("%Y-%m-%d %H:%M:%S%.f%:z", strict=False, time_unit="us")
+    return found.to_physical()
 
 
 def _scale_numbers(value: pl.Expr) -> pl.Expr:

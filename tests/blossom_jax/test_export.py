@@ -110,6 +110,13 @@ def test_serving_runs_its_load_py(folder):
         serving.load(folder / "params")
 
 
+def test_load_py_without_a_history_says_how(folder):
+    run = subprocess.run(
+        [sys.executable, folder / "load.py"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1 and run.stderr.startswith("usage: python ")
+
+
 def test_params_load_with_plain_orbax_and_with_numpy(model, folder):
     with ocp.StandardCheckpointer() as checkpointer:
         restored = checkpointer.restore(folder / "params")

@@ -104,6 +104,12 @@ def test_what_cannot_be_answered_is_refused(recommender, options, words):
         recommender.recommend(HISTORIES, **options)
 
 
+@pytest.mark.parametrize("histories", [["31"], "3", [["3"], "1"]])
+def test_a_string_is_no_history(recommender, histories):
+    with pytest.raises(UserError, match="histories must be lists of raw ids, one a user, got '"):
+        recommender.recommend(histories)
+
+
 def test_a_batch_without_rows_is_refused():
     with pytest.raises(
         UserError, match=r"batch_users must be a positive multiple of the 1 .*, got 0"

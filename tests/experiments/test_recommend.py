@@ -10,7 +10,7 @@ from tiny_run import make_log, make_run
 from blossom_jax.data import interactions, leave_one_out
 from blossom_jax.errors import UserError
 from blossom_jax.recommender import Recommender
-from experiments import _evaluation, _setup, _workdir, evaluate, recommend
+from experiments import _evaluation, _setup, _titles, _workdir, evaluate, recommend
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,12 @@ def test_titles_need_their_columns(workdir, tmp_path):
     (tmp_path / "t.csv").write_text("number,word\n1,a\n")
     with pytest.raises(UserError, match="needs a column 'id'; it has: number, word"):
         recommend.main([f"--workdir={workdir}", "--history=i1", f"--titles={tmp_path}/t.csv"])
+
+
+def test_titles_between_tabs_may_have_quotes(tmp_path):
+    path = tmp_path / "t.item"
+    path.write_text('item_id:token\ttitle:token_seq\n1\t"Quoted\nit"em 8\tb\n')
+    assert _titles.read_titles(path) == {"1": '"Quoted', 'it"em 8': "b"}
 
 
 def test_a_checkpoint_of_another_model_is_refused(workdir, tmp_path):

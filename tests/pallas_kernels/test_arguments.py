@@ -160,6 +160,13 @@ def test_a_named_implementation_never_looks_at_the_devices(monkeypatch):
         dispatch.choose("power_attention", None, refusal=None)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the kernels run")
+def test_kernels_by_name_on_a_cpu_say_what_they_need():
+    arrays = GOOD["q"], GOOD["k"], GOOD["v"], GOOD["positions"]
+    with pytest.raises(NotImplementedError, match="need an NVIDIA GPU; this program is for a CPU"):
+        pallas_kernels.power_attention(*arrays, window=8, implementation="triton")
+
+
 @pytest.mark.parametrize(
     "capability, max_history, rule, want",
     [

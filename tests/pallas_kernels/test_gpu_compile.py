@@ -14,7 +14,7 @@ from gpu_compile.demonstrations import BAD, GOOD, HANGING
 from gpu_compile.executable import cubins, unsnappy
 from gpu_compile.targets import GPUS
 
-# What is known to fall short in f32, by kernel: slower there. Whoever mends one is told by this test.
+# What is known to fall short in f32, by kernel: slower there. Whoever mends one is told here.
 SHORT: dict[str, set[str]] = {}
 # Likewise, by the compiler of jax 0.11.2, and not by that of 0.10.2.
 SOMETIMES = {

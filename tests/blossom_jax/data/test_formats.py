@@ -103,11 +103,19 @@ def test_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
         ("1970-01-02 00:00:01", 86401),
         ("1970-01-02T00:00:01+01:00", 82801),
         ("1969-12-31T23:59:59.5Z", -1),
+        ("1970/01/02", 86400),
+        ("1970-01-02T00:01", 86460),
+        ("1970-01-02 01:00:00+0100", 86400),
     ],
 )
 def test_times(tmp_path, written, seconds):
     path = _write(tmp_path, f"u,i,t\na,x,{written}\n")
     assert read_table(path, "csv", NAMED)["time"].to_list() == [seconds]
+
+
+def test_each_time_may_be_written_in_its_own_way(tmp_path):
+    path = _write(tmp_path, "u,i,t\na,x,1970-01-02\na,y,1970-01-02T00:00:01Z\na,z,86402\n")
+    assert read_table(path, "csv", NAMED)["time"].to_list() == [86400, 86401, 86402]
 
 
 def test_fractions_of_a_second_keep_their_order(tmp_path):
@@ -131,6 +139,7 @@ def test_fractions_of_a_second_keep_their_order(tmp_path):
         ("csv", "u,i,t\na,x,1\n\na,x,1,9\n", [":4: ", "expected 3 fields", "found 4"]),
         ("csv", "u,i,t\na,x,1\n\na,x\n", [":4: ", "the time is missing"]),
         ("csv", 'u,i,t\n"two\nlines",x,1\na,x,soon\n', [":4: ", "'soon'"]),
+        ("csv", "u,i,t\na,x,12/01/2019\na,x,01/02/2020\n", [":2: ", "'12/01/2019'"]),
         ("csv", "u,i,t\n  ,x,1\n", [":2: ", "the user is missing"]),
         ("csv", "u,item,time\na,x,1\n", ["no column 'i'", "it has: u, item, time"]),
         ("csv", b"u,i,t\n\xe9,x,1\n", [":2: ", "UTF-8"]),
