@@ -123,7 +123,10 @@ def _make_evaluations(
     test = _evaluation.Evaluation(config, interactions, split, "test", mesh, with_coverage=True)
     if config.eval.metric not in (measured := valid.popularity):
         nearest = difflib.get_close_matches(config.eval.metric, measured, n=1, cutoff=0.0)
-        raise UserError(f"eval.metric={config.eval.metric}: did you mean {nearest[0]}?")
+        raise UserError(
+            f"eval.metric={config.eval.metric} is not measured with eval.ks={tuple(config.eval.ks)}: "
+            f"did you mean {nearest[0]}?"
+        )
     return valid, test
 
 

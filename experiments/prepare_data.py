@@ -10,6 +10,7 @@ to train with that fits the lengths of its histories, with the measurements it r
 """
 
 import argparse
+import importlib.util
 import pathlib
 import shlex
 from collections.abc import Sequence
@@ -46,9 +47,10 @@ def main(argv: Sequence[str]) -> None:
             interactions.save(log, arguments.output)
     else:
         log = _prepare_input(arguments, filters)
-    command = _report(
-        log, arguments.output or log.directory, f"runs/{arguments.dataset or 'custom'}"
-    )
+    directory = arguments.output or log.directory
+    _report(log, directory)
+    command = _train_command(arguments, filters, directory)
+    print(f"train on it with: {command}")
     if arguments.card or arguments.advise:
         statistics = describe(log, split.leave_one_out(log))
         if arguments.card:
@@ -95,8 +97,8 @@ def _prepare_input(arguments: argparse.Namespace, filters: dict) -> Interactions
     )
 
 
-def _report(log: Interactions, directory: str, workdir: str) -> str:
-    """Prints the log's size, and returns the command to train on it, which it prints too."""
+def _report(log: Interactions, directory: str) -> None:
+    """Prints the log's size, and where it lies."""
     lengths = np.diff(log.offsets)
     test = split.leave_one_out(log).card["test"]
     for step in log.card["sizes"]:
@@ -111,12 +113,18 @@ def _report(log: Interactions, directory: str, workdir: str) -> str:
         f"{test['target_unseen_in_training_share']:.1%} unseen in training"
     )
     print(f"{'prepared log':>24}: {directory}")
-    command = (
-        f"python -m experiments.train --config=configs/custom.py "
-        f"--config.data.path={shlex.quote(str(directory))} --workdir={workdir}"
-    )
-    print(f"train on it with: {command}")
-    return command
+
+
+def _train_command(arguments: argparse.Namespace, filters: dict, directory: str) -> str:
+    """Returns a command to train on the log: by the data set's own config if it reads this one."""
+    name = arguments.dataset or "custom"
+    flags = f"--config=configs/custom.py --config.data.path={shlex.quote(str(directory))}"
+    own = f"configs.{name}"
+    if arguments.dataset and not arguments.output and importlib.util.find_spec(own):
+        config = importlib.import_module(own).get_config().data
+        if filters == {key: config[key] for key in filters}:
+            flags = f"--config=configs/{name}.py"
+    return f"python -m experiments.train {flags} --workdir=runs/{name}"
 
 
 if __name__ == "__main__":

@@ -43,6 +43,20 @@ def test_prepares_a_csv_and_prints_the_command_to_train(tmp_path, csv_file, caps
     assert command[4:] == [f"--config.data.path={output}", "--workdir=runs/custom"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "config"),
+    [([], "synthetic.py"), (["--min-user-events=2"], "custom.py --config.data.")],
+)
+def test_a_known_log_is_trained_on_by_its_own_config(tmp_path, monkeypatch, capsys, flags, config):
+    monkeypatch.setenv("BLOSSOM_CACHE", str(tmp_path))
+    assert _run("--dataset=synthetic", *flags) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "experiments.train" in line]
+    assert line.startswith(
+        f"train on it with: python -m experiments.train --config=configs/{config}"
+    )
+    assert line.endswith(" --workdir=runs/synthetic")
+
+
 def test_repeating_the_command_replaces_the_output(tmp_path, csv_file):
     output = tmp_path / "out"
     assert _run(f"--input={csv_file}", *NAMES, f"--output={output}") == 0
@@ -64,7 +78,7 @@ def test_known_data_set(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "2,000 users asked" in printed
     assert "popular test targets" not in printed and "advice" not in printed
-    assert f"--config.data.path={tmp_path / 'cache' / 'prepared' / 'synthetic-'}" in printed
+    assert f"prepared log: {tmp_path / 'cache' / 'prepared' / 'synthetic-'}" in printed
 
 
 def test_a_card_and_advice_with_its_reasons(tmp_path, csv_file, capsys):
