@@ -124,8 +124,8 @@ def _make_evaluations(
     if config.eval.metric not in (measured := valid.popularity):
         nearest = difflib.get_close_matches(config.eval.metric, measured, n=1, cutoff=0.0)
         raise UserError(
-            f"eval.metric={config.eval.metric} is not measured with eval.ks={tuple(config.eval.ks)}: "
-            f"did you mean {nearest[0]}?"
+            f"eval.metric={config.eval.metric} is not measured with "
+            f"eval.ks={tuple(config.eval.ks)}: did you mean {nearest[0]}?"
         )
     return valid, test
 
