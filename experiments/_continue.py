@@ -26,8 +26,8 @@ def from_run(plan: Plan, initial: State) -> State:
       initial: Its initial state; donated.
 
     Raises:
-      UserError: No run there, no whole checkpoint, another model, or items that the old model does
-        not know while `model.grow_items` is false.
+      UserError: No run there, no whole checkpoint, another model, items that the old model does not
+        know while `model.grow_items` is false, or no item that it knows.
     """
     folder = pathlib.Path(plan.config.train.init_from)
     config, items = _workdir.read_config(folder), catalogue.load(folder)
@@ -41,8 +41,14 @@ def from_run(plan: Plan, initial: State) -> State:
             f"of {folder}, {new:,} of them new; "
             "--config.model.grow_items=true keeps the rows of the known ones and adds new rows"
         )
-    old, step = _restore(folder, config, items.num_items, plan)
     kept = plan.interactions.num_items - new
+    if not kept:
+        here, there = str(plan.interactions.item_ids[0]), items.item_ids[0]
+        raise UserError(
+            f"none of the {new:,} items is in the catalogue of {folder}: are their ids written as "
+            f"there? The first is {here!r} here, {there!r} there"
+        )
+    old, step = _restore(folder, config, items.num_items, plan)
     if jax.process_index() == 0:
         print(
             f"starting from step {step:,} of {folder}: {kept:,} items keep their rows, {new:,} are "

@@ -99,6 +99,12 @@ def test_a_grown_catalogue_is_refused_unless_asked_for(old, grown_log):
     assert "10 of them new; --config.model.grow_items=true keeps" in str(error.value)
 
 
+def test_a_catalogue_without_a_known_item_is_refused(old, tmp_path):
+    plan = stub_plan(old[0], make_log(tmp_path / "log", first=100), grow_items=True)
+    with pytest.raises(UserError, match="none of the 30 items .* first is 'i.*' here, 'i.*' there"):
+        _continue.from_run(plan, {})
+
+
 def initial_state(plan):
     make_model = _setup.model_maker(plan.config, plan.interactions.num_items)
     optimizer = _setup.make_optimizer(plan.config, 4)
