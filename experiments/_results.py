@@ -38,6 +38,8 @@ def table(
 ) -> str:
     """Returns a model's metrics beside popularity's, those by bucket of users, and the protocol.
 
+    Shown are those at the headline's cutoff, and what chose the checkpoint.
+
     Args:
       title: First line.
       model: Metrics by name, from `protocol_metrics.summarize`.
@@ -48,7 +50,11 @@ def table(
     """
     k = headline(model)
     rows = [["", "model", "popularity", "ratio"]]
-    for name in (name for name in model if name.endswith(f"@{k}")):
+    names = [name for name in model if name.endswith(f"@{k}")]
+    chooses = protocol["chosen_by"].split()[-1]
+    if chooses in model and chooses not in names:
+        names.insert(0, chooses)
+    for name in names:
         rows.append([name, f"{model[name]:.4f}", *_beside(name, model, popularity)])
     parts = [
         "\n".join(align(rows)),
@@ -69,8 +75,9 @@ def _beside(name, model, popularity):
     """Returns popularity's value and the model's ratio to it, "-" for what there is not."""
     if name not in popularity:
         return "-", "-"
-    # An estimate can be near 0, or below: a ratio of estimates would say nothing.
-    measured = "corrected" not in name and popularity[name] > 0
+    # An estimate can be near 0, or below: a ratio of estimates would say nothing. Nor would one of
+    # coverages: popularity recommends a handful of items.
+    measured = "corrected" not in name and "coverage" not in name and popularity[name] > 0
     ratio = f"{model[name] / popularity[name]:.2f}" if measured else "-"
     return f"{popularity[name]:.4f}", ratio
 
