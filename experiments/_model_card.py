@@ -1,10 +1,20 @@
 """Says in Markdown what an exported model is, how good it is, and how to use it."""
 
+import itertools
+import shlex
+
 from flax import nnx
 
+from blossom_jax.catalogue import Catalogue
 from blossom_jax.model import num_params
 from blossom_jax.trained_model import TrainedModel
 from experiments import _results
+
+
+def example(items: Catalogue) -> str:
+    """Returns a history as a shell takes it: raw ids that hold no comma, which separates them."""
+    plain = (raw for raw in items.item_ids if "," not in raw)
+    return shlex.quote(",".join(itertools.islice(plain, 3)))
 
 
 def describe(model: TrainedModel, results: dict | None) -> str:
@@ -26,7 +36,7 @@ step {model.step:,} of training. It sees the last {sizes.max_length:,} events of
 
 ```bash
 pip install jax numpy flatbuffers
-python load.py {",".join(items.item_ids[:3])}   # raw ids, in time order
+python load.py {example(items)}   # raw ids, in time order
 ```
 
 `load.py` has the same as `load(DIR).recommend(histories, top_k)`, and reads `items.json` (raw ids),

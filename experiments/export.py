@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     export.write(model, output, _model_card.describe(model, _workdir.read_results(workdir)))
     print(
         f"{output}: the model after step {model.step:,}, {model.catalogue.num_items:,} items; "
-        f"try python {output / export.LOADER} {','.join(model.catalogue.item_ids[:3])}"
+        f"try python {output / export.LOADER} {_model_card.example(model.catalogue)}"
     )
 
 

@@ -1,13 +1,16 @@
 """The export command, and that an export measures as its run does."""
 
 import json
+import shlex
 
+import numpy as np
 import pytest
 from tiny_run import make_log, make_run
 
+from blossom_jax.catalogue import Catalogue
 from blossom_jax.errors import UserError
 from blossom_jax.recommender import Recommender
-from experiments import evaluate, export
+from experiments import _model_card, evaluate, export
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,12 @@ def test_evaluating_the_export_equals_evaluating_the_run(folders):
 def test_both_recommend_the_same(folders):
     run, exported = (Recommender.load(folder, batch_users=1) for folder in folders)
     assert run.recommend([["i1", "i2"]]) == exported.recommend([["i1", "i2"]])
+
+
+def test_the_example_is_what_a_shell_and_load_py_take():
+    ids = ["a,b", "cödé 5", 'it"em', "$x", "7"]
+    shown = _model_card.example(Catalogue("tiny", ids, np.ones(5, np.int64)))
+    assert shlex.split(shown) == ['cödé 5,it"em,$x']
 
 
 def test_the_card_says_what_was_not_measured(folders):
