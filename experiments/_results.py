@@ -51,7 +51,7 @@ def table(
     k = headline(model)
     rows = [["", "model", "popularity", "ratio"]]
     names = [name for name in model if name.endswith(f"@{k}")]
-    chooses = protocol["chosen_by"].split()[-1]
+    chooses = protocol.get("chosen_by", "").rpartition(" ")[2]
     if chooses in model and chooses not in names:
         names.insert(0, chooses)
     for name in names:
