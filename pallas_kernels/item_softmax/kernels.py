@@ -77,7 +77,7 @@ class _Rows(NamedTuple):
       counts: bool[rows], which of those count.
       at: int32[rows], where the result of this share of the other operand is written.
       begin: first tile of that share.
-      end: last but one.
+      end: the tile after its last one.
     """
 
     values: Any
