@@ -13,10 +13,10 @@ from jax.interpreters import batching, mlir
 
 LEAST_CAPABILITY = 8.0  # of a GPU that Triton compiles for: A100, L4 and later
 _KIB = 1024
-# Bytes that a program may have, by compute capability (CUDA programming guide); 99 KiB elsewhere.
+# Bytes that a program may have, by compute capability (CUDA programming guide); else the least.
+LEAST_SHARED_MEMORY, MOST_SHARED_MEMORY = 99 * _KIB, 227 * _KIB
 SHARED_MEMORY = dict.fromkeys(("8.0", "8.7"), 163 * _KIB)
-SHARED_MEMORY |= dict.fromkeys(("9.0", "10.0", "10.3"), 227 * _KIB)
-MOST_SHARED_MEMORY, LEAST_SHARED_MEMORY = 227 * _KIB, 99 * _KIB
+SHARED_MEMORY |= dict.fromkeys(("9.0", "10.0", "10.3"), MOST_SHARED_MEMORY)
 
 
 def refusal(device: Any, shared_memory: int = 0) -> str | None:

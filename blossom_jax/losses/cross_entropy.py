@@ -73,22 +73,9 @@ def full_cross_entropy(
       ValueError: If `table` has too few rows, or a value is out of its range.
       NotImplementedError: If kernels are asked for by name that do not serve these arrays.
     """
-    if table.shape[0] <= num_items:
-        raise ValueError(f"table needs more than {num_items=} rows, got {table.shape=}")
-    if chunk < 1:
-        raise ValueError(f"chunk must be positive, got {chunk=}")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing=}")
-    rows = table.shape[0] // (1 if mesh is None else mesh.shape[sharding.MODEL])
-    name = softmax.choose(
-        implementation,
-        hidden.dtype,
-        hidden.shape[1],
-        tokens=len(targets),
-        rows=len(table),
-        mesh=mesh,
-    )
-    chunk = min(chunk, tokens_at_once(rows)) if name == "xla" else len(targets)
+    _check(table, num_items, chunk, label_smoothing)
+    name = softmax.choose(implementation, hidden, rows=len(table), mesh=mesh)
+    chunk = _fitting(chunk, mesh, len(table)) if name == "xla" else len(targets)
     first_item = 0 if include_padding else 1
     options = _Options(first_item, num_items, chunk, label_smoothing, mesh, name)
     run = chunks.sum_with_gradients(
@@ -98,6 +85,20 @@ def full_cross_entropy(
         (sharding.ROWS,),
     )
     return run(hidden, table, targets), jnp.sum(targets > 0)
+
+
+def _check(table, num_items: int, chunk: int, label_smoothing: float) -> None:
+    if table.shape[0] <= num_items:
+        raise ValueError(f"table needs more than {num_items=} rows, got {table.shape=}")
+    if chunk < 1:
+        raise ValueError(f"chunk must be positive, got {chunk=}")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing=}")
+
+
+def _fitting(chunk: int, mesh: jax.sharding.Mesh | None, rows: int) -> int:
+    own_rows = rows // (1 if mesh is None else mesh.shape[sharding.MODEL])
+    return min(chunk, tokens_at_once(own_rows))
 
 
 def tokens_at_once(rows: int) -> int:

@@ -49,10 +49,8 @@ class Softmax(NamedTuple):
 
 def choose(
     implementation: str | None,
-    dtype: jnp.dtype,
-    hidden_size: int,
+    hidden: jax.ShapeDtypeStruct | jax.Array,
     *,
-    tokens: int,
     rows: int,
     mesh: jax.sharding.Mesh | None,
 ) -> str:
@@ -60,9 +58,7 @@ def choose(
 
     Args:
       implementation: One of `NAMES`, or None for kernels where the devices have them.
-      dtype: Of the hidden states.
-      hidden_size: M.
-      tokens: In all.
+      hidden: [T, M], of all tokens.
       rows: Of the whole table.
       mesh: Devices that share both; None = everything is on the first of this process.
 
@@ -72,12 +68,12 @@ def choose(
     """
     if implementation not in (None, *NAMES):
         raise ValueError(f"{implementation=} must be None or one of {', '.join(NAMES)}")
-    device = None
+    device, (tokens, hidden_size) = None, hidden.shape
     if mesh is not None:
         device = mesh.devices.flat[0]
         tokens //= mesh.shape[sharding.DATA]
         rows //= mesh.shape[sharding.MODEL]
-    refusal = item_softmax.refusal(dtype, hidden_size, tokens=tokens, rows=rows)
+    refusal = item_softmax.refusal(hidden.dtype, hidden_size, tokens=tokens, rows=rows)
     return dispatch.choose("full_cross_entropy", implementation, refusal=refusal, device=device)
 
 

@@ -247,8 +247,8 @@ def test_kernels_under_vmap():
 def test_kernels_are_chosen_where_they_run(platform, capability, dtype, size, rows, chosen):
     device = mock.Mock(platform=platform, compute_capability=capability)
     mesh = mock.Mock(devices=np.array([[device] * 2]), shape={"data": 1, "model": 2})
-    found = losses.softmax.choose(None, dtype, size, tokens=TOKENS, rows=rows, mesh=mesh)
-    assert found == chosen
+    hidden = jax.ShapeDtypeStruct((TOKENS, size), dtype)
+    assert losses.softmax.choose(None, hidden, rows=rows, mesh=mesh) == chosen
 
 
 def test_the_config_chooses_kernels_that_take_all_tokens_at_once():
