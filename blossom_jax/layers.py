@@ -1,5 +1,6 @@
 """The layers around attention: linear maps, layer norm, dropout and feed-forward."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -52,11 +53,12 @@ class LayerNorm(nnx.LayerNorm):
 
 @jax.checkpoint
 def exact_gelu(x: Float[Array, "*n M"]) -> Float[Array, "*n M"]:
-    """Computes GELU by the error function, as PyTorch does.
+    """Computes GELU by the error function, as PyTorch does, in f32 and returned in x's dtype.
 
     The backward pass computes it anew: it is cheap, and what its slope is made of is large.
     """
-    return nnx.gelu(x, approximate=False)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
 class FeedForward(nnx.Module):

@@ -46,9 +46,9 @@ def full_cross_entropy(
 
     The gradients are formed together with the loss, and the backward pass only scales them. By XLA
     logits exist for a chunk of the tokens at a time, see `chunks.over_chunks`, and are computed
-    once: three products in all. Kernels compute them three times, keep none, and take all tokens at
-    once: five products, in 52 to 59% of the time on an H200 (docs/kernels.md), since no logit is
-    written and read.
+    once: three products in all. Kernels compute them twice, keep none, and take all tokens at once:
+    four products, in half of the time on an H200 (docs/kernels.md), since no logit is written and
+    read.
 
     Args:
       hidden: Output of the model, f32 or bf16; products are taken in this type and summed in f32.

@@ -112,10 +112,13 @@ def _by_xla(hidden, items: Items) -> Softmax:
 
 
 def _by_kernels(logits: item_softmax.Logits, interpret: bool) -> Softmax:
-    """Forms the logits once for each result, and keeps none."""
+    """Forms the logits once for the tokens and once for the items, and keeps none."""
+    mean, log_here = item_softmax.mean_embedding(logits, interpret=interpret)
 
     def products(log_total):
-        mean = item_softmax.mean_embedding(logits, log_total, interpret=interpret)
-        return mean, item_softmax.weighted_hidden(logits, log_total, interpret=interpret).T
+        # The minimum is for a device without any item, whose mean is 0.
+        share = jnp.exp(jnp.minimum(log_here - log_total, 0))[:, None]
+        weighted = item_softmax.weighted_hidden(logits, log_total, interpret=interpret)
+        return mean * share, weighted.T
 
-    return Softmax(item_softmax.log_sum_exp(logits, interpret=interpret), products)
+    return Softmax(log_here, products)

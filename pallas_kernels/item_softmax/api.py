@@ -1,8 +1,9 @@
 """A softmax of tokens over the items of a catalogue, of which no logit reaches memory.
 
-What the cross-entropy and its gradients need of it: each token's log-sum-exp, the mean embedding of
-the items under its probabilities, and the sum over the tokens of their hidden states, weighted with
-an item's probabilities. Each forms the logits anew, tile by tile, and so takes no memory that grows
+What the cross-entropy and its gradients need of it: each token's log-sum-exp and the mean embedding
+of the items under its probabilities, in one go, as flash attention finds them
+(https://arxiv.org/abs/2205.14135); then the sum over the tokens of their hidden states, weighted
+with an item's probabilities. Both form the logits tile by tile, and so take no memory that grows
 with tokens times items (https://arxiv.org/abs/2411.09009). No program adds to what another writes:
 repeats are equal to the bit.
 
@@ -19,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.item_softmax.kernels import (
     Operand,
     launch_for_rows,
-    log_sum_exp_kernel,
+    mean_kernel,
     weighted_kernel,
 )
 from pallas_kernels.triton_limits import MOST_ELEMENTS
@@ -63,40 +64,29 @@ class Logits(NamedTuple):
     num_tokens: Int[Array, ""]
 
 
-def log_sum_exp(logits: Logits, *, interpret: bool = False) -> Float[Array, "T"]:
-    """Finds log sum exp(hidden . item) over the items.
+def mean_embedding(
+    logits: Logits, *, interpret: bool = False
+) -> tuple[Float[Array, "T M"], Float[Array, "T"]]:
+    """Finds the mean embedding of the items under the probabilities that a token gives them.
 
     Args:
       logits: of which tokens and items.
       interpret: runs the kernel operation by operation on any device, for tests.
 
     Returns:
-      f32, natural; about -1e30 where there is no item; what stands for the other tokens means
+      The means, f32, 0 where there is no item; and log sum exp(hidden . item) over the items, f32,
+      natural, about -1e30 where there is none. What stands for tokens that do not matter means
       nothing.
 
     Raises:
       ValueError: the dtypes differ.
     """
     tokens, items = _operands(logits, None)
-    parts = launch_for_rows("log_sum_exp", log_sum_exp_kernel, tokens, items, (), interpret)
-    return jax.nn.logsumexp(parts, axis=0)
-
-
-def mean_embedding(
-    logits: Logits, log_total: Float[Array, "T"], *, interpret: bool = False
-) -> Float[Array, "T M"]:
-    """Sums the items' embeddings, weighted with the probabilities that a token gives them.
-
-    Args:
-      logits: of which tokens and items.
-      log_total: log-sum-exp over all items, on whatever devices they are.
-      interpret: as of `log_sum_exp`.
-
-    Returns:
-      f32; 0 for tokens that do not matter.
-    """
-    tokens, items = _operands(logits, log_total)
-    return _weighted("mean_embedding", tokens, items, logits.hidden.shape, interpret)
+    shapes = {"log_total": (), "mean": tokens.rows.shape[1:]}
+    found = launch_for_rows("mean_embedding", mean_kernel, tokens, items, shapes, interpret)
+    log_total = jax.nn.logsumexp(found["log_total"], axis=0)
+    weights = jnp.exp(found["log_total"] - log_total)[..., None]
+    return _trim((found["mean"] * weights).sum(0), logits.hidden), log_total
 
 
 def weighted_hidden(
@@ -104,10 +94,21 @@ def weighted_hidden(
 ) -> Float[Array, "V M"]:
     """Sums the tokens' hidden states, weighted with the probabilities that they give an item.
 
-    Args and result as of `mean_embedding`, for each row of the table in place of each token.
+    Args:
+      logits: of which tokens and items.
+      log_total: log-sum-exp over all items, on whatever devices they are.
+      interpret: as of `mean_embedding`.
+
+    Returns:
+      f32; 0 for rows of the table that are no items.
+
+    Raises:
+      ValueError: the dtypes differ.
     """
     tokens, items = _operands(logits, log_total)
-    return _weighted("weighted_hidden", items, tokens, logits.items.shape, interpret)
+    shapes = {"sum": items.rows.shape[1:]}
+    found = launch_for_rows("weighted_hidden", weighted_kernel, items, tokens, shapes, interpret)
+    return _trim(found["sum"].sum(0), logits.items)
 
 
 def _operands(logits: Logits, log_total) -> tuple[Operand, Operand]:
@@ -121,6 +122,5 @@ def _operands(logits: Logits, log_total) -> tuple[Operand, Operand]:
     )
 
 
-def _weighted(name: str, own: Operand, other: Operand, shape, interpret: bool):
-    parts = launch_for_rows(name, weighted_kernel, own, other, own.rows.shape[1:], interpret)
-    return parts.sum(0)[:, : shape[1]]
+def _trim(padded, like):
+    return padded[:, : like.shape[1]]

@@ -89,20 +89,35 @@ class _Rows(NamedTuple):
     end: Any
 
 
-def launch_for_rows(name: str, kernel, own: Operand, other: Operand, shape, interpret: bool):
-    """Launches a kernel; returns [shares, n, *shape], a part for each share of the other's rows."""
+def launch_for_rows(name: str, kernel, own: Operand, other: Operand, shapes, interpret: bool):
+    """Launches a kernel that finds something for each row.
+
+    Args:
+      name: what profilers call it.
+      kernel: `mean_kernel` or `weighted_kernel`.
+      own: the rows.
+      other: what each program walks.
+      shapes: of what a row gets, by name.
+      interpret: as of `launch`.
+
+    Returns:
+      f32[shares, n, *shape] by name: a part for each share of the other's rows.
+    """
     count, sizes = own.rows.shape[0], Sizes.of(own, other)
     parts = launch(
         kernel,
         (own, other),
-        jax.ShapeDtypeStruct((sizes.shares * count, *shape), jnp.float32),
+        {
+            key: jax.ShapeDtypeStruct((sizes.shares * count, *shape), jnp.float32)
+            for key, shape in shapes.items()
+        },
         name=name,
         programs=pl.cdiv(count, sizes.rows) * sizes.shares,
         interpret=interpret,
         sizes=sizes,
         **_LAUNCH,
     )
-    return parts.reshape(sizes.shares, count, *shape)
+    return {key: part.reshape(sizes.shares, count, *shapes[key]) for key, part in parts.items()}
 
 
 def _read_rows(own: Operand, other: Operand, sizes: Sizes) -> _Rows:
@@ -128,49 +143,51 @@ def _read_tile(other: Operand, n, sizes: Sizes):
     return read(other.rows, number, counts, columns=other.rows.shape[1]), number, counts
 
 
-def log_sum_exp_kernel(operands, out, *, sizes: Sizes, interpret: bool):
-    """Finds a share of the log-sum-exp of each row's products with the other operand's rows."""
+def mean_kernel(operands, out, *, sizes: Sizes, interpret: bool):
+    """Finds each row's softmax over a share of the other operand's rows.
+
+    Writes "log_total", the log-sum-exp of the products with them, and "mean", their mean under the
+    weights that the softmax gives them.
+    """
     own, other = operands
     rows = _read_rows(own, other, sizes)
 
     def add(n, sums):
-        highest, total = sums
+        highest, total, weighted = sums
         tile, _, counts = _read_tile(other, n, sizes)
         logits = dot(rows.values, tile, interpret, transpose_b=True)
         logits = jnp.where(counts[None, :], logits, MASKED)
         new = jnp.maximum(highest, logits.max(1) * LOG2_E)
         weights = exp2(fma(logits, jnp.float32(LOG2_E), -new[:, None], interpret), interpret)
-        return new, total * exp2(highest - new, interpret) + weights.sum(1)
+        shrink = exp2(highest - new, interpret)
+        weighted = weighted * shrink[:, None] + dot(weights.astype(tile.dtype), tile, interpret)
+        return new, total * shrink + weights.sum(1), weighted
 
-    zero = jnp.zeros(rows.number.shape, jnp.float32)
-    highest, total = jax.lax.fori_loop(rows.begin, rows.end, add, (zero + _LOWEST, zero))
+    zero, zeros = (jnp.zeros(x.shape, jnp.float32) for x in (rows.number, rows.values))
+    start = zero + _LOWEST, zero, zeros
+    highest, total, weighted = jax.lax.fori_loop(rows.begin, rows.end, add, start)
     some = total != 0  # NaN is some: it is to be seen in the loss
-    log_total = highest + log2(jnp.where(some, total, 1.0), interpret)
-    write(out, rows.at, rows.inside, jnp.where(some, log_total / LOG2_E, MASKED))
+    total = jnp.where(some, total, 1.0)
+    log_total = (highest + log2(total, interpret)) / LOG2_E
+    write(out["log_total"], rows.at, rows.inside, jnp.where(some, log_total, MASKED))
+    write(out["mean"], rows.at, rows.inside, weighted / total[:, None])
 
 
 def weighted_kernel(operands, out, *, sizes: Sizes, interpret: bool):
     """Sums a share of the other operand's rows, weighted with the probabilities, for each row.
 
-    One of the operands knows the log-sum-exp: that whose rows are the tokens.
+    It is the other operand whose softmax that is, and which knows its log-sum-exp.
     """
     own, other = operands
     rows = _read_rows(own, other, sizes)
-    shift = None
-    if own.log_total is not None:
-        shift = read(own.log_total, rows.number, rows.counts, other=NOTHING)[:, None] * LOG2_E
 
     def add(n, total):
         tile, number, counts = _read_tile(other, n, sizes)
-        of_tile = shift
-        if of_tile is None:
-            of_tile = read(other.log_total, number, counts, other=NOTHING)[None, :] * LOG2_E
+        shift = read(other.log_total, number, counts, other=NOTHING)[None, :] * LOG2_E
         logits = dot(rows.values, tile, interpret, transpose_b=True)
-        weights = exp2(fma(logits, jnp.float32(LOG2_E), -of_tile, interpret), interpret)
-        if shift is not None:  # what does not count is 0, but its weight may be infinite
-            weights = jnp.where(counts[None, :], weights, 0.0)
+        weights = exp2(fma(logits, jnp.float32(LOG2_E), -shift, interpret), interpret)
         return total + dot(weights.astype(tile.dtype), tile, interpret)
 
     start = jnp.zeros(rows.values.shape, jnp.float32)
     total = jax.lax.fori_loop(rows.begin, rows.end, add, start)
-    write(out, rows.at, rows.inside, jnp.where(rows.counts[:, None], total, 0.0))
+    write(out["sum"], rows.at, rows.inside, jnp.where(rows.counts[:, None], total, 0.0))

@@ -86,6 +86,12 @@ def test_feed_forward_is_the_exact_gelu_between_two_linear_maps():
     np.testing.assert_allclose(module(jnp.asarray(x, jnp.float32)), want, rtol=1e-4, atol=1e-6)
 
 
+def test_gelu_in_bfloat16_is_that_of_float32_rounded():
+    x = jnp.linspace(-4, 4, 1001, dtype=jnp.bfloat16)
+    wide = layers.exact_gelu(x.astype(jnp.float32))
+    np.testing.assert_array_equal(layers.exact_gelu(x), wide.astype(jnp.bfloat16))
+
+
 @pytest.mark.parametrize(("dtype", "exact"), [("float32", 4), ("bfloat16", 0)])
 def test_float32_asks_for_exact_products(dtype, exact):
     """A GPU rounds the inputs of f32 products to 10 bits unless it is told not to."""

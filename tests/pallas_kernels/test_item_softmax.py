@@ -53,9 +53,9 @@ def in_float64(hidden, embeddings, bounds, count):
 
 
 def found(logits, interpret):
-    log_total = item_softmax.log_sum_exp(logits, interpret=interpret)
-    products = (item_softmax.mean_embedding, item_softmax.weighted_hidden)
-    return log_total, *(f(logits, log_total, interpret=interpret) for f in products)
+    mean, log_total = item_softmax.mean_embedding(logits, interpret=interpret)
+    mean = jnp.where(jnp.arange(len(mean))[:, None] < logits.num_tokens, mean, 0)
+    return log_total, mean, item_softmax.weighted_hidden(logits, log_total, interpret=interpret)
 
 
 def check(case, dtype, interpret):
@@ -94,8 +94,9 @@ def test_repeats_are_bit_equal(interpret):
 def test_a_broken_item_breaks_the_loss(case, what):
     logits = draw(case, "bfloat16")
     logits = logits._replace(items=logits.items.at[case[4][0] + 5].set(what))
-    log_total = item_softmax.log_sum_exp(logits, interpret=True)
+    mean, log_total = item_softmax.mean_embedding(logits, interpret=True)
     assert not np.any(np.isfinite(log_total[: case[3]]))
+    assert np.all(np.any(np.isnan(mean[: case[3]]), axis=1))
 
 
 @pytest.mark.parametrize(
@@ -115,14 +116,14 @@ def test_limits(size, tokens, rows, words):
 def test_dtypes_must_agree():
     logits = draw(CASES[0], "bfloat16")
     with pytest.raises(ValueError, match="must share a dtype"):
-        item_softmax.log_sum_exp(logits._replace(items=logits.items.astype("float32")))
+        item_softmax.mean_embedding(logits._replace(items=logits.items.astype("float32")))
 
 
 def test_programs_share_the_rows_where_tokens_are_few():
     def programs(tokens, items):
         shapes = [jax.ShapeDtypeStruct((n, 128), "bfloat16") for n in (tokens, items)]
         others = [jax.ShapeDtypeStruct(shape, "int32") for shape in ((2,), ())]
-        traced = jax.make_jaxpr(item_softmax.log_sum_exp)(item_softmax.Logits(*shapes, *others))
+        traced = jax.make_jaxpr(item_softmax.mean_embedding)(item_softmax.Logits(*shapes, *others))
         (call,) = [e for e in traced.eqns if e.primitive.name == "pallas_call"]
         return call.params["grid_mapping"].grid
 
@@ -131,11 +132,10 @@ def test_programs_share_the_rows_where_tokens_are_few():
 
 def test_a_device_without_items_adds_nothing():
     logits = draw(CASES[0], "float32")._replace(item_bounds=jnp.array([200, 200], jnp.int32))
-    log_total = item_softmax.log_sum_exp(logits, interpret=True)
-    assert np.all(np.asarray(log_total) < -1e29)
-    somewhere = jnp.zeros_like(log_total)
-    for f in (item_softmax.mean_embedding, item_softmax.weighted_hidden):
-        assert not np.any(f(logits, somewhere, interpret=True))
+    mean, log_total = item_softmax.mean_embedding(logits, interpret=True)
+    assert np.all(np.asarray(log_total) < -1e29) and not np.any(mean)
+    elsewhere = jnp.zeros_like(log_total)
+    assert not np.any(item_softmax.weighted_hidden(logits, elsewhere, interpret=True))
 
 
 def test_tokens_that_do_not_matter_may_hold_anything():
