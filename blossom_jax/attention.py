@@ -30,10 +30,10 @@ def rotate(x: Float[Array, "B L heads D"], positions: Int[Array, "B L"], theta: 
     """
     d = x.shape[-1]
     frequency = jnp.asarray(theta ** (-np.arange(0, d, 2) / d), jnp.float32)
-    angle = positions[:, :, None, None] * frequency  # [B, L, 1, D/2]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
-    turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+    angle = positions[:, :, None, None, None] * frequency[:, None]  # [B, L, 1, D/2, 1]
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], d // 2, 2)
+    across = pairs[..., ::-1] * jnp.array([-1.0, 1.0])  # a quarter turn further
+    turned = pairs * jnp.cos(angle) + across * jnp.sin(angle)
     return turned.reshape(x.shape).astype(x.dtype)
 
 
@@ -245,7 +245,7 @@ def split_heads(
     """
     h, g = config.num_heads, config.num_kv_heads
     heads = qkv.reshape(*qkv.shape[:2], h + 2 * g, config.head_size)
-    q_and_k = heads[:, :, : h + g]
+    q, k, v = jnp.split(heads, (h, h + g), axis=2)
     if config.positions == "rope":
-        q_and_k = rotate(q_and_k, positions, config.rope_theta)
-    return q_and_k[:, :, :h], q_and_k[:, :, h:], heads[:, :, h + g :]
+        q, k = (rotate(x, positions, config.rope_theta) for x in (q, k))
+    return q, k, v

@@ -122,9 +122,16 @@ class Slots(NamedTuple):
     all_to: Any
 
 
-def place(program, count: int, kv_heads: int):
-    """Tells a program its tile of `count` in a row, its batch row and its key/value head."""
-    return program % count, program // (count * kv_heads), (program // count) % kv_heads
+def place(count: int, kv_heads: int, *, last_first: bool):
+    """Tells this program its tile of `count` in a row, its batch row and its key/value head.
+
+    Equal tiles of all rows come together, those with the most to do first: the last queries, which
+    have the most candidates, or the first slots.
+    """
+    heads = pl.num_programs(0) // count
+    tile, head = (f(pl.program_id(0), heads) for f in (jax.lax.div, jax.lax.rem))
+    tile = count - 1 - tile if last_first else tile
+    return tile, jax.lax.div(head, kv_heads), jax.lax.rem(head, kv_heads)
 
 
 def read_queries(x: Inputs, first, b, g, sizes: SelectionSizes) -> Queries:

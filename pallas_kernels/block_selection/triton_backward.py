@@ -76,7 +76,7 @@ def selection_queries_kernel(x, out, *, sizes: SelectionSizes, interpret: bool):
     """Finds the gradient of a tile of mean queries."""
     x, chosen = x
     tiles = pl.cdiv(sizes.length, sizes.tiles.queries)
-    tile, b, g = place(pl.program_id(0), tiles, sizes.kv_heads)
+    tile, b, g = place(tiles, sizes.kv_heads, last_first=True)
     queries = read_queries(x, tile * sizes.tiles.queries, b, g, sizes)
     slots, width = slot_range(x, tile * sizes.tiles.queries, b, sizes), sizes.tiles.slots
 
@@ -94,7 +94,7 @@ def selection_keys_kernel(x, out, *, sizes: SelectionSizes, interpret: bool):
     """Finds the gradient of a tile of summary keys, walking all queries that may score them."""
     x, chosen = x
     tiles = pl.cdiv(sizes.slots, sizes.tiles.slots)
-    tile, b, g = place(pl.program_id(0), tiles, sizes.kv_heads)
+    tile, b, g = place(tiles, sizes.kv_heads, last_first=False)
     first_slot = tile * sizes.tiles.slots
     slot, row, keys = read_keys(x, first_slot, b, g, sizes)
 

@@ -32,7 +32,7 @@ def selection_forward_kernel(
 ):
     """Selects for a tile of queries: slots, and probabilities and log-sum-exp where asked for."""
     tiles = pl.cdiv(sizes.length, sizes.tiles.queries)
-    tile, b, g = place(pl.program_id(0), tiles, sizes.kv_heads)
+    tile, b, g = place(tiles, sizes.kv_heads, last_first=True)
     first = tile * sizes.tiles.queries
     if with_probability or not sizes.by_columns:
         select_sorted(x, (first, b, g), out, sizes, with_probability, interpret)
