@@ -20,6 +20,15 @@ POSITIONS = ("rope", "learned", "none")
 OBJECTIVES = ("next", "masked")
 DTYPES = ("float32", "bfloat16")
 REMATS = ("none", "block")
+# What papers call a model, by objective, block and attention.
+_PUBLISHED = {
+    ("next", "pre_norm", "dense"): "sasrec",
+    ("next", "post_norm", "linear"): "linrec",
+    ("next", "post_norm", "mamba"): "mamba4rec",
+    ("next", "hstu", "silu"): "hstu",
+    ("next", "plain", "gru"): "gru4rec",
+    ("masked", "post_norm", "dense"): "bert4rec",
+}
 # Of the attention ops by name; attentions that are not listed take those of `pallas_kernels`.
 _PLAIN_JAX = dict.fromkeys(("linear", "silu", *RECURRENT), ("xla",))
 _IMPLEMENTATIONS = {"dense": ("xla", "cudnn"), **_PLAIN_JAX}
@@ -203,9 +212,10 @@ class ModelConfig:
 
     @property
     def name(self) -> str:
-        """Says in a few words what is not the paper's: "pre_norm dense", or "blossom" alone."""
+        """Says which published model this is, or what is not BlossomRec's: "pre_norm blossom"."""
+        published = _PUBLISHED.get((self.objective, self.block, self.attention))
         parts = (self.objective, "next"), (self.block, "post_norm"), (self.attention, "")
-        return " ".join(value for value, default in parts if value != default)
+        return published or " ".join(value for value, default in parts if value != default)
 
     @property
     def history_length(self) -> int:

@@ -21,10 +21,10 @@ def _lines(log: Statistics) -> Iterator[tuple[str, str]]:
     yield "density", f"{log['density']:.3%} of all pairs of a user and an item occur"
     yield "events of a user", _percentiles(log["length"])
     yield "before a test target", _percentiles(log["test_length"])
-    if log["days"] is None:
+    if log["first_day"] is None:
         yield "time", "none; the order is the file's, and data.split=global_time is not possible"
     else:
-        yield "time", f"{log['days']:,.0f} days from the first event to the last"
+        yield "time", f"the first event is of {log['first_day']}, the last of {log['last_day']}"
         yield (
             "ties in time",
             f"{log['tied_share']:.1%} of events come at the time of the user's event before; "

@@ -11,7 +11,6 @@ from blossom_jax.data.split import Split, item_counts
 
 _QUANTILES = (0, 5, 25, 50, 75, 95, 99, 100)
 _TOP_SHARES = (0.01, 0.05, 0.2)
-_SECONDS_A_DAY = 86_400
 
 
 class Statistics(TypedDict):
@@ -24,7 +23,8 @@ class Statistics(TypedDict):
       density: Share of pairs of a user and an item that occur.
       length: Percentiles of the events of a user, by percent.
       test_length: Likewise of the events before a test target.
-      days: From the first event to the last; None where the log has no times.
+      first_day: Of the first event, UTC, as in ISO 8601; None where the log has no times.
+      last_day: Of the last event, likewise.
       tied_share: Share of events at the very time of the user's event before: their order is the
         file's. None where the log has no times.
       repeated_share: Share of events whose item the user had before.
@@ -39,7 +39,8 @@ class Statistics(TypedDict):
     density: float
     length: dict[int, float]
     test_length: dict[int, float]
-    days: float | None
+    first_day: str | None
+    last_day: str | None
     tied_share: float | None
     repeated_share: float
     repeated_target_share: float
@@ -64,7 +65,8 @@ def describe(interactions: Interactions, split: Split) -> Statistics:
         density=pairs / (interactions.num_users * interactions.num_items),
         length=_percentiles(np.diff(interactions.offsets)),
         test_length=_percentiles(test.target - interactions.offsets[test.users]),
-        days=None if times is None else float(times.max() - times.min()) / _SECONDS_A_DAY,
+        first_day=None if times is None else _day(times.min()),
+        last_day=None if times is None else _day(times.max()),
         tied_share=None if times is None else _tied(interactions, times),
         repeated_share=1 - pairs / interactions.num_events,
         repeated_target_share=split.card["test"]["repeated_target_share"],
@@ -80,6 +82,10 @@ def _percentiles(lengths: Int[np.ndarray, "n"]) -> dict[int, float]:
 def _owners(interactions: Interactions) -> Int[np.ndarray, "events"]:
     lengths = np.diff(interactions.offsets)
     return np.repeat(np.arange(interactions.num_users), lengths)
+
+
+def _day(seconds: np.integer) -> str:
+    return str(np.datetime64(int(seconds), "s").astype("datetime64[D]"))
 
 
 def _distinct_pairs(interactions: Interactions) -> int:

@@ -61,7 +61,7 @@ def test_a_masked_model_trains_and_evaluates_through_the_commands(tmp_path, caps
     }
     flags = [f"--config={ROOT}/configs/custom.py", "--model=bert4rec", f"--workdir={workdir}"]
     train.main(flags + [f"--config.{key}={value}" for key, value in values.items()])
-    assert "ring: test of masked dense after step 60" in capsys.readouterr().out
+    assert "ring: test of bert4rec after step 60" in capsys.readouterr().out
     results = json.loads((workdir / "results.json").read_text())
     assert results["test"]["full/ndcg@10"] > results["popularity"]["full/ndcg@10"]
     assert results["step_bytes"] > 4 * results["num_params"]

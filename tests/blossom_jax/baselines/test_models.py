@@ -87,6 +87,17 @@ def test_gradients_stay_in_their_history_and_before_their_event_if_causal(name):
     assert {11, 17} <= set(reached) <= set(range(11, last + 1))
 
 
+def test_each_has_a_name_of_its_own():
+    names = {name: make(name).config.name for name in MODELS}
+    renamed = {name: own for name, own in names.items() if own != name}
+    assert renamed == {
+        "blossomrec": "blossom",
+        "sasrec_blossom": "pre_norm blossom",
+        "bert4rec_blossom": "masked blossom",
+        "hstu_blossom": "hstu blossom",
+    }
+
+
 def published_size(name):
     """Counts the parameters by the papers' formulas; where we differ, a comment says so."""
     m, i, v, length, r = 16, 24, NUM_ITEMS, MAX_LENGTH, 1

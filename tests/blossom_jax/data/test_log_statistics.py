@@ -28,7 +28,7 @@ def test_everything_is_counted():
     assert found["repeated_share"] == pytest.approx(3 / 11)
     assert found["length"][0] == 2 and found["length"][50] == 4 and found["length"][100] == 5
     assert found["test_length"][0] == 3 and found["test_length"][100] == 4
-    assert found["days"] == pytest.approx(10)
+    assert (found["first_day"], found["last_day"]) == ("1970-01-01", "1970-01-11")
     assert found["tied_share"] == pytest.approx(4 / 11)  # not where one user follows another
     assert found["repeated_target_share"] == 1 / 2  # b again, f for the first time
     assert found["unseen_target_share"] == 1 / 2  # f
@@ -38,4 +38,4 @@ def test_everything_is_counted():
 
 def test_without_times_there_are_no_ties_to_count():
     found = _describe({"u": "abc"})
-    assert found["days"] is None and found["tied_share"] is None
+    assert found["first_day"] is None and found["tied_share"] is None
