@@ -59,6 +59,7 @@ SMALL = {
 }
 SMALL["sweep"] = [*SMALL["train"], "--seeds=1", "--sweep=one_row.py"]
 QUICKSTART = "--sweep=configs/sweeps/quickstart.py"  # is trained where a page shows it
+INTER = "user_id:token\titem_id:token\ttimestamp:float"
 ONE_ROW = {"reference": "dense", "metric": "full/ndcg@10", "rows": {"dense": DENSE}}
 SMALL["baselines"] = SMALL["train"]
 TRAINS = ("train", "sweep", "baselines")  # write the folder that --workdir names
@@ -123,6 +124,8 @@ def here(log, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     shutil.copy(log / "log.csv", tmp_path)
+    _, *lines = (log / "log.csv").read_text().replace(",", "\t").splitlines()
+    (tmp_path / "log.inter").write_text("\n".join([INTER, *lines]) + "\n")
     (tmp_path / "one_row.py").write_text(f"def get_sweep():\n    return {ONE_ROW!r}\n")
     (tmp_path / "users.jsonl").write_text('{"user": "me", "history": ["i1", "i2"]}\n')
     return tmp_path
