@@ -127,7 +127,7 @@ def _save(q, k, v, slots, probability, gate, positions, paths):
         lists = invert(slots, positions, paths.block_size, paths.interpret)
         sizes = paths.blocks("blocks_forward", q, k, slots)
         matrices = to_matrix(wide_q), to_matrix(wide_k), to_matrix(wide_v)
-        found = blocks_forward(*matrices, lists, sizes, q.shape[0], interpret=paths.interpret)
+        found = blocks_forward(*matrices, lists, sizes, interpret=paths.interpret)
         parts = Parts(slots.reshape(-1), *found)
     sizes = paths.near("near_forward", q, k, slots)
     outputs = near_forward(wide_q, wide_k, wide_v, positions, gate, parts, sizes, paths.interpret)
@@ -154,7 +154,6 @@ def _backward(paths, saved, d_out):
         found = blocks_backward.blocks_backward(
             blocks_backward.Inputs(wide_q, wide_k, wide_v, wide_d_out, totals["long"], lists),
             paths.blocks("blocks_backward", q, k, slots),
-            batch,
             with_factor=paths.with_factor,
             interpret=paths.interpret,
         )

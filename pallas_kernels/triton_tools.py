@@ -76,6 +76,7 @@ def launch(
     num_warps: int,
     num_stages: int,
     interpret: bool,
+    in_place: int = 0,
     **static: Any,
 ) -> Any:
     """Runs `kernel(arrays, out, interpret=interpret, **static)` on a one-dimensional grid.
@@ -89,6 +90,7 @@ def launch(
       num_warps: warps of 32 threads in a program.
       num_stages: depth of the pipeline in loops over products.
       interpret: runs the kernel operation by operation on any device, for tests.
+      in_place: over how many of the arrays, from the first on, the kernel writes its own.
       **static: sizes known when compiling.
 
     Raises:
@@ -104,6 +106,7 @@ def launch(
         grid=(programs,),
         name=name,
         interpret=interpret,
+        input_output_aliases={n: n for n in range(in_place)},
         compiler_params=plgpu.CompilerParams(num_warps=num_warps, num_stages=num_stages),
     )
     if not interpret:

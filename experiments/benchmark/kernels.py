@@ -28,6 +28,7 @@ KERNELS = (
     "blocks_forward",
     "near_forward",
     "blocks_backward",
+    "add_runs",
     "near_queries",
     "near_keys",
     "selection_queries",

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.selected_attention.config import BlockTiles
+from pallas_kernels.selected_attention.inverted_lists import Run, longest_run
 from pallas_kernels.triton_tools import LEAST_TILE, LOG2_E, Heads, read
 
 # What reading ahead may take, as found by compiling:
@@ -70,30 +71,30 @@ class BlockSizes:
         """Compiler parameters."""
         return {"num_warps": self.tiles.num_warps, "num_stages": self.tiles.num_stages}
 
-    def programs(self, batch: int) -> int:
-        """Size of the grid: one program a block."""
-        return batch * self.heads.kv_heads * self.slots
+    @property
+    def longest_run(self) -> int:
+        """Pairs that one program walks at most."""
+        return longest_run(self.block_size, self.num_selected)
 
 
-def block_rows(lists, block, sizes: BlockSizes):
-    """Finds the keys of a block.
+def block_rows(lists, run: Run, sizes: BlockSizes):
+    """Finds the keys of a run's block.
 
     Args:
       lists: refs of `InvertedLists`.
-      block: its number.
+      run: of a program.
       sizes: static sizes.
 
     Returns:
-      Rows of k and v, which of them there are, the beginning and the end of the block's pairs.
+      Rows of k and v, and which of them there are; none for a run without pairs.
     """
-    heads = sizes.heads
-    begin, end = lists.begins[block], lists.begins[block + 1]
+    heads, block = sizes.heads, run.block
     g, b = (block // sizes.slots) % heads.kv_heads, block // (sizes.slots * heads.kv_heads)
     slot = block % sizes.slots
     n = jnp.arange(sizes.keys, dtype=jnp.int32)
     token = slot * sizes.block_size + lists.offset[b * sizes.slots + slot] + n
-    real = (n < sizes.block_size) & (token < heads.length) & (begin < end)
-    return (b * heads.length + token) * heads.kv_heads + g, real, begin, end
+    real = (n < sizes.block_size) & (token < heads.length) & (run.begin < run.end)
+    return (b * heads.length + token) * heads.kv_heads + g, real
 
 
 def pair_rows(lists, first, end, sizes: BlockSizes):
@@ -102,7 +103,7 @@ def pair_rows(lists, first, end, sizes: BlockSizes):
     Args:
       lists: refs of `InvertedLists`.
       first: first of the tile's pairs, by place in the lists.
-      end: end of the block's pairs.
+      end: end of the run.
       sizes: static sizes.
 
     Returns:

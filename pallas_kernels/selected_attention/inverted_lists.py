@@ -4,7 +4,7 @@ A pair is a query and one of its selected blocks, numbered ((b * L + token) * G 
 are numbered (b * G + g) * slots + slot.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from pallas_kernels.positions import slot_offset
 from pallas_kernels.triton_tools import launch, read, write
 
 _SEARCHES = 128  # of one program
+MEANS_IN_RUN = 4  # lists of the mean length in the longest run
+LEAST_RUN = 128  # pairs, a tile of a kernel that walks them
 
 
 class InvertedLists(NamedTuple):
@@ -24,11 +26,76 @@ class InvertedLists(NamedTuple):
       pairs: pairs sorted by block, within a block by query; those without a block at the end.
       begins: the pairs of block n are pairs[begins[n] : begins[n + 1]].
       offset: the block in slot w begins at token w * S + offset; by slot, for all heads.
+      run_blocks: whose pair stands at place (m + 1) * `longest_run`, where lists may be cut; the
+        last block if that pair has none. None where no list can be longer than a run.
     """
 
     pairs: Int[Array, "pairs"]
     begins: Int[Array, "blocks+1"]
     offset: Int[Array, "B*slots"]
+    run_blocks: Int[Array, "extras"] | None
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return self.begins.shape[0] - 1
+
+    @property
+    def extras(self) -> int:
+        """How many places there are where a list may be cut."""
+        return 0 if self.run_blocks is None else self.run_blocks.shape[0]
+
+
+class Run(NamedTuple):
+    """What one program walks: a list, or what of it lies between two cuts.
+
+    Attributes:
+      block: int32, whose list it is.
+      begin: int32, place of the first pair.
+      end: int32, place behind the last; not above `begin` if there is nothing to do.
+      extra: bool, whether it begins at a cut.
+    """
+
+    block: Any
+    begin: Any
+    end: Any
+    extra: Any
+
+
+def longest_run(block_size: int, num_selected: int) -> int:
+    """Returns how many pairs one program takes at most; a block has N * S on average.
+
+    Args:
+      block_size: S.
+      num_selected: N.
+    """
+    return max(LEAST_RUN, MEANS_IN_RUN * block_size * num_selected)
+
+
+def find_run(lists: InvertedLists, program, longest: int) -> Run:
+    """Finds the pairs of a program, so that all programs together take each pair once.
+
+    Lists with more pairs than `longest` are cut, and only at multiples of it. The first programs
+    take what begins at a cut, the others the first or only run of each block.
+
+    Args:
+      lists: `InvertedLists`, or refs of them.
+      program: int32, below `lists.extras + lists.blocks`.
+      longest: from `longest_run`.
+    """
+    block = program - lists.extras
+    extra, cut = block < 0, (program + 1) * longest
+    if lists.run_blocks is None:
+        return Run(block, lists.begins[block], lists.begins[block + 1], extra)
+    at_cut = lists.run_blocks[jnp.minimum(program, lists.extras - 1)]
+    block = jnp.where(extra, at_cut, block)
+    begin, end = lists.begins[block], lists.begins[block + 1]
+    is_cut = end - begin > longest
+    next_cut = begin + longest - jax.lax.rem(begin, jnp.int32(longest))
+    first_end = jnp.where(is_cut, next_cut, end)
+    extra_end = jnp.where(is_cut & (begin < cut), jnp.minimum(cut + longest, end), cut)
+    end = jnp.where(extra, extra_end, first_end)
+    return Run(block, jnp.where(extra, cut, begin), end, extra)
 
 
 def invert(
@@ -42,7 +109,7 @@ def invert(
       block_size: S.
       interpret: see `launch`.
     """
-    batch, length, kv_heads, _ = slots.shape
+    batch, length, kv_heads, num_selected = slots.shape
     num_slots = -(-length // block_size)
     head = jnp.arange(batch, dtype=jnp.int32)[:, None] * kv_heads + jnp.arange(kv_heads)
     blocks = batch * kv_heads * num_slots
@@ -52,7 +119,11 @@ def invert(
     block, pair = jax.lax.sort((block, pair), num_keys=1, is_stable=True)
     begins = _list_begins(block, blocks, interpret)
     offset = slot_offset(positions, block_size=block_size)
-    return InvertedLists(pair, begins, offset.reshape(-1))
+    longest = longest_run(block_size, num_selected)
+    run_blocks = None
+    if length > longest:  # a query selects a block once
+        run_blocks = jnp.minimum(block[longest::longest], blocks - 1)
+    return InvertedLists(pair, begins, offset.reshape(-1), run_blocks)
 
 
 def _list_begins(block: Int[Array, "pairs"], blocks: int, interpret: bool):

@@ -1,8 +1,9 @@
 """Kernel of the gradients of attention to the selected blocks, walking the blocks.
 
 A block's keys and values get their gradient from the block's own list of queries, in the list's
-order: nothing is added to memory twice, and repeats are equal to the bit. The queries' gradients
-are left as parts, one for each pair, which the kernel of near keys adds up.
+order, and repeats are equal to the bit. Of a list that is cut each run leaves its share, which
+triton_backward_runs.py adds up. The queries' gradients are left as parts, one for each pair, which
+the kernel of near keys adds up.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +14,8 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.power_attention.triton_backward import PathTotals, read_mean
 from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pair_rows
-from pallas_kernels.selected_attention.inverted_lists import InvertedLists
+from pallas_kernels.selected_attention.inverted_lists import InvertedLists, find_run
+from pallas_kernels.selected_attention.triton_backward_runs import add_runs
 from pallas_kernels.triton_tools import NOTHING, dot, exp2, fma, hold, launch, read, write
 
 
@@ -33,26 +35,29 @@ class Gradients(NamedTuple):
 
     Attributes:
       q: [pairs * R, D], unwritten for pairs without a block.
-      k: [B * G * slots * S, D] by slot.
+      k: [B * G * slots * S, D] by slot; from the first run of a list alone until `add_runs`.
       v: likewise.
       factor: f32[pairs * R], sum of d_logit * logit over the block's keys; None if not asked for.
+      shares: of the runs that begin at a cut, in k and v: f32[extras * S, D]; None without cuts.
     """
 
     q: Any
     k: Any
     v: Any
     factor: Any
+    shares: Any
 
 
 def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, interpret: bool):
-    """Finds the gradients that one block, and every query that selected it, give each other."""
+    """Finds the gradients that a block, and the queries of a run that selected it, exchange."""
     columns, scale = x.q.shape[1], jnp.float32(sizes.log2_scale)
-    block = pl.program_id(0)
-    key_row, key_real, begin, end = block_rows(x.lists, block, sizes)
+    program = pl.program_id(0)
+    run = find_run(x.lists, program, sizes.longest_run)
+    key_row, key_real = block_rows(x.lists, run, sizes)
     keys, values = (read(ref, key_row, key_real, columns=columns) for ref in (x.k, x.v))
 
     def find(n):
-        return pair_rows(x.lists, begin + n * sizes.pairs, end, sizes)
+        return pair_rows(x.lists, run.begin + n * sizes.pairs, run.end, sizes)
 
     def read_queries(rows):
         _, query_row, real = rows
@@ -70,7 +75,7 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
         after = find(n + 2)
         found = queries if ahead else read_queries(rows)
         if x.q.dtype == jnp.bfloat16:  # f32 has no registers to hold them in
-            found = tuple(hold(each, block) for each in found)
+            found = tuple(hold(each, program) for each in found)
         q, d_out, log_total, mean = found
         scores = dot(q, keys, interpret, transpose_b=True)
         weights = exp2(fma(scores, scale, -log_total[:, None], interpret), interpret)
@@ -86,34 +91,43 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
         return following, following_queries, after, d_k, d_v
 
     d_k = d_v = jnp.zeros((sizes.keys, columns), jnp.float32)
-    tiles = pl.cdiv(end - begin, sizes.pairs)
+    tiles = pl.cdiv(run.end - run.begin, sizes.pairs)
     first = find(0)
     carry = first, read_queries(first) if ahead else None, find(1), d_k, d_v
     *_, d_k, d_v = jax.lax.fori_loop(0, tiles, tile, carry)
     n = jnp.arange(sizes.keys, dtype=jnp.int32)
-    row, real = block * sizes.block_size + n, n < sizes.block_size
-    write(out.k, row, real, d_k * sizes.scale)
-    write(out.v, row, real, d_v)
+    found, real = (d_k * sizes.scale, d_v), n < sizes.block_size
+    for ref, gradient in zip((out.k, out.v), found, strict=True):
+        write(ref, run.block * sizes.block_size + n, real & ~run.extra, gradient)
+    for ref, gradient in zip(out.shares or (), found, strict=False):
+        write(ref, program * sizes.block_size + n, real & run.extra, gradient)
 
 
 def blocks_backward(
-    x: Inputs, sizes: BlockSizes, batch: int, *, with_factor: bool, interpret: bool
+    x: Inputs, sizes: BlockSizes, *, with_factor: bool, interpret: bool
 ) -> Gradients:
-    """Launches `blocks_backward_kernel`."""
+    """Launches `blocks_backward_kernel`, and adds up what the runs of a list leave."""
     rows, columns = x.lists.pairs.size * sizes.heads.group, x.q.shape[1]
-    by_slot = sizes.programs(batch) * sizes.block_size, columns
-    return launch(
+    by_slot = jax.ShapeDtypeStruct((x.lists.blocks * sizes.block_size, columns), x.k.dtype)
+    by_cut = jax.ShapeDtypeStruct((x.lists.extras * sizes.block_size, columns), jnp.float32)
+    found = launch(
         blocks_backward_kernel,
         x,
         Gradients(
             q=jax.ShapeDtypeStruct((rows, columns), x.q.dtype),
-            k=jax.ShapeDtypeStruct(by_slot, x.k.dtype),
-            v=jax.ShapeDtypeStruct(by_slot, x.v.dtype),
+            k=by_slot,
+            v=by_slot,
             factor=jax.ShapeDtypeStruct((rows,), jnp.float32) if with_factor else None,
+            shares=(by_cut, by_cut) if x.lists.extras else None,
         ),
         name="blocks_backward",
-        programs=sizes.programs(batch),
+        programs=x.lists.extras + x.lists.blocks,
         interpret=interpret,
         sizes=sizes,
         **sizes.launch,
     )
+    if not x.lists.extras:
+        return found
+    d_k, d_v = add_runs((found.k, found.v), found.shares, x.lists, sizes, interpret)
+    # The shares' memory is free again before anything else takes some.
+    return jax.lax.optimization_barrier(found._replace(k=d_k, v=d_v, shares=None))

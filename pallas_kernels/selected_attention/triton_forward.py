@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pair_rows
-from pallas_kernels.selected_attention.inverted_lists import InvertedLists
+from pallas_kernels.selected_attention.inverted_lists import InvertedLists, find_run
 from pallas_kernels.triton_tools import dot, exp2, fma, launch, log2, read, reciprocal, write
 
 
@@ -27,14 +27,15 @@ class Inputs(NamedTuple):
 
 
 def blocks_forward_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool):
-    """Attends one block from every query that selected it."""
+    """Attends one block from the queries of a run, of those that selected it."""
     columns, scale = x.q.shape[1], jnp.float32(sizes.log2_scale)
-    key_row, key_real, begin, end = block_rows(x.lists, pl.program_id(0), sizes)
+    run = find_run(x.lists, pl.program_id(0), sizes.longest_run)
+    key_row, key_real = block_rows(x.lists, run, sizes)
     keys, values = (read(ref, key_row, key_real, columns=columns) for ref in (x.k, x.v))
 
     def tile(n, rows):
         part_row, query_row, real = rows
-        following = pair_rows(x.lists, begin + (n + 1) * sizes.pairs, end, sizes)
+        following = pair_rows(x.lists, run.begin + (n + 1) * sizes.pairs, run.end, sizes)
         q = read(x.q, query_row, real, columns=columns)
         scores = dot(q, keys, interpret, transpose_b=True)
         if sizes.keys > sizes.block_size:
@@ -50,11 +51,11 @@ def blocks_forward_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool)
         write(out[1], part_row, real, highest + log2(total, interpret))
         return following
 
-    rows = pair_rows(x.lists, begin, end, sizes)
-    jax.lax.fori_loop(0, pl.cdiv(end - begin, sizes.pairs), tile, rows)
+    rows = pair_rows(x.lists, run.begin, run.end, sizes)
+    jax.lax.fori_loop(0, pl.cdiv(run.end - run.begin, sizes.pairs), tile, rows)
 
 
-def blocks_forward(q, k, v, lists: InvertedLists, sizes: BlockSizes, batch: int, interpret: bool):
+def blocks_forward(q, k, v, lists: InvertedLists, sizes: BlockSizes, interpret: bool):
     """Launches `blocks_forward_kernel`.
 
     Args:
@@ -63,7 +64,6 @@ def blocks_forward(q, k, v, lists: InvertedLists, sizes: BlockSizes, batch: int,
       v: [B * L * G, D].
       lists: from `invert`.
       sizes: sizes and tiles.
-      batch: B.
       interpret: see `launch`.
 
     Returns:
@@ -78,7 +78,7 @@ def blocks_forward(q, k, v, lists: InvertedLists, sizes: BlockSizes, batch: int,
             jax.ShapeDtypeStruct((rows,), jnp.float32),
         ),
         name="blocks_forward",
-        programs=sizes.programs(batch),
+        programs=lists.extras + lists.blocks,
         interpret=interpret,
         sizes=sizes,
         **sizes.launch,

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.selected_attention.inverted_lists import invert
+from pallas_kernels.selected_attention.inverted_lists import find_run, invert, longest_run
 
 BATCH, LENGTH, KV_HEADS, BLOCK = 2, 290, 2, 8  # more lists than one program searches
 NUM_SLOTS = -(-LENGTH // BLOCK)
@@ -17,7 +17,7 @@ def test_lists_hold_the_pairs_of_each_block(chosen):
     slots[slots == 4] = 5  # a block that nobody selects
     slots[rng.random(slots.shape) >= chosen] = -1
     positions = jnp.tile(jnp.arange(LENGTH, dtype=jnp.int32), (BATCH, 1))
-    pairs, begins, _ = invert(jnp.asarray(slots), positions, BLOCK, interpret=True)
+    pairs, begins, *_ = invert(jnp.asarray(slots), positions, BLOCK, interpret=True)
     assert begins.shape == (BATCH * KV_HEADS * NUM_SLOTS + 1,)
     assert sorted(np.asarray(pairs)) == list(range(slots.size))
     row, _, head, _ = np.unravel_index(np.arange(slots.size), slots.shape)
@@ -26,3 +26,26 @@ def test_lists_hold_the_pairs_of_each_block(chosen):
         expected = np.flatnonzero((block == n) & (slots.reshape(-1) >= 0))
         np.testing.assert_array_equal(pairs[begin:end], expected)
     assert begins[-1] == np.sum(slots >= 0)
+
+
+@pytest.mark.parametrize("lengths", [(128, 129, 256, 255, 384), (600,), (0, 1, 127, 640, 0)])
+def test_runs_hold_every_pair_once(lengths):
+    # Of lists that end at a cut, begin at one, have one, several or none; and 5 pairs of none.
+    longest = longest_run(1, 1)
+    blocks = np.repeat(np.arange(len(lengths)), lengths)
+    slots = np.concatenate([blocks, np.full(5, -1)])[None, :, None, None]
+    positions = jnp.arange(slots.size, dtype=jnp.int32)[None]
+    lists = invert(jnp.asarray(slots, jnp.int32), positions, 1, interpret=True)
+    assert longest == 128 and lists.extras == (slots.size - 1) // longest
+    programs = jnp.arange(lists.extras + lists.blocks, dtype=jnp.int32)
+    found = []
+    for block, begin, end, extra in zip(*find_run(lists, programs, longest), strict=True):
+        assert end - begin <= longest or lengths[block] <= longest
+        assert not extra or begin % longest == 0
+        found += [(place, block) for place in range(begin, end)]
+    assert sorted(found) == list(enumerate(blocks))
+
+
+def test_short_histories_have_no_cuts():
+    slots, positions = jnp.zeros((8, 128, 2, 3), jnp.int32), jnp.zeros((8, 128), jnp.int32)
+    assert invert(slots, positions, 8, interpret=True).extras == 0

@@ -1,0 +1,53 @@
+"""Lists of queries that are cut among programs: the same numbers, equal in repeats."""
+
+import numpy as np
+import pytest
+from cases import BLOSSOM, Case, relative_error, run
+from test_numbers import BLOSSOM_INPUTS, BOUNDS, QKV, check, check_repeats
+
+from pallas_kernels.selected_attention import inverted_lists
+
+CUT = [
+    Case(rows="packed", selection_gradient="straight_through"),
+    Case(rows="packed", block_size=6, num_heads=3, num_kv_heads=1, head_size=20),
+    Case("ragged", 20, 2),
+]
+SELECTED = ("block_size", "causal", "selection_gradient")
+
+
+@pytest.fixture(autouse=True)
+def short_runs(monkeypatch):
+    """Cuts lists that are longer than the mean."""
+    monkeypatch.setattr(inverted_lists, "LEAST_RUN", 8)
+    monkeypatch.setattr(inverted_lists, "MEANS_IN_RUN", 1)
+
+
+@pytest.mark.parametrize(
+    "case, dtype", [(CUT[0], "float32"), (CUT[1], "bfloat16"), (CUT[2], "float32")], ids=str
+)
+def test_cut_lists_give_the_same(case, dtype):
+    check("blossom_attention", case, BLOSSOM_INPUTS, BLOSSOM, "triton_interpret", dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_block_may_be_selected_by_all(dtype):
+    case = Case("ragged", num_selected=2)
+    positions = case.positions
+    heads = np.zeros((1, 1, case.num_kv_heads, 1), int)
+    own = positions[..., None, None] // case.block_size + heads
+    others = np.random.default_rng(0).integers(1, 20, own.shape)
+    slots = np.concatenate([own * 0, others], -1)
+    slots = np.where(slots < own, slots, -1).astype(np.int32)
+    assert (slots == 0).sum() > 8 * inverted_lists.longest_run(case.block_size, 2)
+    more = {"slots": slots, "probability": np.zeros(slots.shape, np.float32)}
+    found, want = (
+        run("selected_attention", case, QKV, SELECTED, *which, **more)
+        for which in (("triton_interpret", dtype), ("reference", "float64"))
+    )
+    assert relative_error(found[0], want[0]) < BOUNDS[dtype]
+    for name in QKV:
+        assert relative_error(found[1][name], want[1][name]) < 2 * BOUNDS[dtype], name
+
+
+def test_repeats_are_bit_equal():
+    check_repeats(CUT[0], "triton_interpret", "bfloat16")
