@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import pallas_kernels
 
@@ -29,6 +30,22 @@ ROWS = {
     "odd_length": row(37, 20, 17)[None],
     "long": row(600, 300, -30, 200, 1, 69)[None],
 }
+
+
+def either(interpreted, on_gpu):
+    """Returns parameters of a test of kernels: in interpret mode, or on a GPU if there is one.
+
+    Args:
+      interpreted: the value where there is none.
+      on_gpu: the value for the GPU's own kernels.
+    """
+    here = jax.default_backend() == "gpu"
+    there_is = pytest.mark.skipif(here, reason="the kernels themselves run")
+    there_is_none = pytest.mark.skipif(not here, reason="there is no GPU here")
+    return (
+        pytest.param(interpreted, marks=there_is, id="interpret"),
+        pytest.param(on_gpu, marks=[pytest.mark.gpu, there_is_none], id="triton"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import either
 
 from pallas_kernels.item_softmax import api as item_softmax
 
@@ -16,19 +17,7 @@ CASES = [  # tokens, items, hidden size, tokens that matter, rows that are items
     (33, 90, 16, 0, (1, 80)),  # nothing matters
     (70, 1100, 200, 69, (3, 1097)),  # the widest
 ]
-ON_GPU = pytest.param(
-    False,
-    marks=[
-        pytest.mark.gpu,
-        pytest.mark.skipif(jax.default_backend() != "gpu", reason="there is no GPU here"),
-    ],
-    id="triton",
-)
-INTERPRET = pytest.param(
-    True,
-    marks=pytest.mark.skipif(jax.default_backend() == "gpu", reason="the kernels themselves run"),
-    id="interpret",
-)
+INTERPRET, ON_GPU = either(True, False)
 
 
 def draw(case, dtype):

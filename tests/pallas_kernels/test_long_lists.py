@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cases import BLOSSOM, Case, relative_error, run
+from cases import BLOSSOM, Case, either, relative_error, run
 from test_numbers import BLOSSOM_INPUTS, BOUNDS, QKV, check, check_repeats
 
 from pallas_kernels.selected_attention import inverted_lists
@@ -12,6 +12,7 @@ CUT = [
     Case(rows="packed", block_size=6, num_heads=3, num_kv_heads=1, head_size=20),
     Case("ragged", 20, 2),
 ]
+IMPLEMENTATIONS = either("triton_interpret", "triton")
 SELECTED = ("block_size", "causal", "selection_gradient")
 
 
@@ -22,15 +23,17 @@ def short_runs(monkeypatch):
     monkeypatch.setattr(inverted_lists, "MEANS_IN_RUN", 1)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(
     "case, dtype", [(CUT[0], "float32"), (CUT[1], "bfloat16"), (CUT[2], "float32")], ids=str
 )
-def test_cut_lists_give_the_same(case, dtype):
-    check("blossom_attention", case, BLOSSOM_INPUTS, BLOSSOM, "triton_interpret", dtype)
+def test_cut_lists_give_the_same(case, dtype, implementation):
+    check("blossom_attention", case, BLOSSOM_INPUTS, BLOSSOM, implementation, dtype)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_block_may_be_selected_by_all(dtype):
+def test_a_block_may_be_selected_by_all(dtype, implementation):
     case = Case("ragged", num_selected=2)
     positions = case.positions
     heads = np.zeros((1, 1, case.num_kv_heads, 1), int)
@@ -42,12 +45,13 @@ def test_a_block_may_be_selected_by_all(dtype):
     more = {"slots": slots, "probability": np.zeros(slots.shape, np.float32)}
     found, want = (
         run("selected_attention", case, QKV, SELECTED, *which, **more)
-        for which in (("triton_interpret", dtype), ("reference", "float64"))
+        for which in ((implementation, dtype), ("reference", "float64"))
     )
     assert relative_error(found[0], want[0]) < BOUNDS[dtype]
     for name in QKV:
         assert relative_error(found[1][name], want[1][name]) < 2 * BOUNDS[dtype], name
 
 
-def test_repeats_are_bit_equal():
-    check_repeats(CUT[0], "triton_interpret", "bfloat16")
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_repeats_are_bit_equal(implementation):
+    check_repeats(CUT[0], implementation, "bfloat16")
