@@ -20,8 +20,6 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.item_softmax.kernels import (
     Operand,
     launch_for_rows,
-    mean_kernel,
-    weighted_kernel,
 )
 from pallas_kernels.triton_limits import MOST_ELEMENTS
 from pallas_kernels.triton_tools import pad_head, padded_head
@@ -83,7 +81,7 @@ def mean_embedding(
     """
     tokens, items = _operands(logits, None)
     shapes = {"log_total": (), "mean": tokens.rows.shape[1:]}
-    found = launch_for_rows("mean_embedding", mean_kernel, tokens, items, shapes, interpret)
+    found = launch_for_rows("mean_embedding", tokens, items, shapes, interpret)
     log_total = jax.nn.logsumexp(found["log_total"], axis=0)
     weights = jnp.exp(found["log_total"] - log_total)[..., None]
     return _trim((found["mean"] * weights).sum(0), logits.hidden), log_total
@@ -107,7 +105,7 @@ def weighted_hidden(
     """
     tokens, items = _operands(logits, log_total)
     shapes = {"sum": items.rows.shape[1:]}
-    found = launch_for_rows("weighted_hidden", weighted_kernel, items, tokens, shapes, interpret)
+    found = launch_for_rows("weighted_hidden", items, tokens, shapes, interpret)
     return _trim(found["sum"].sum(0), logits.items)
 
 

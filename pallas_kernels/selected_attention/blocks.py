@@ -71,10 +71,9 @@ class BlockSizes:
         """Compiler parameters."""
         return {"num_warps": self.tiles.num_warps, "num_stages": self.tiles.num_stages}
 
-    @property
-    def longest_run(self) -> int:
-        """Pairs that one program walks at most."""
-        return longest_run(self.block_size, self.num_selected)
+    def longest_run(self, lists) -> int:
+        """Pairs of these `InvertedLists` that one program walks at most."""
+        return longest_run(lists.pairs.shape[0], self.block_size, self.num_selected)
 
 
 def block_rows(lists, run: Run, sizes: BlockSizes):

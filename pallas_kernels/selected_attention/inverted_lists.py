@@ -15,8 +15,10 @@ from pallas_kernels.positions import slot_offset
 from pallas_kernels.triton_tools import launch, read, write
 
 _SEARCHES = 128  # of one program
-MEANS_IN_RUN = 4  # lists of the mean length in the longest run
-LEAST_RUN = 128  # pairs, a tile of a kernel that walks them
+# Of the longest run: lists of the mean length, pairs at least, and how many make up all pairs.
+MEANS_IN_RUN = 4
+LEAST_RUN = 128
+MOST_RUNS = 8192
 
 
 class InvertedLists(NamedTuple):
@@ -62,14 +64,18 @@ class Run(NamedTuple):
     extra: Any
 
 
-def longest_run(block_size: int, num_selected: int) -> int:
-    """Returns how many pairs one program takes at most; a block has N * S on average.
+def longest_run(pairs: int, block_size: int, num_selected: int) -> int:
+    """Returns how many pairs one program takes at most.
+
+    A few times as many as a block has on average, N * S; where there are so many pairs that no
+    program can be the last for long, more of them, since to look for cuts takes time too.
 
     Args:
+      pairs: of all blocks.
       block_size: S.
       num_selected: N.
     """
-    return max(LEAST_RUN, MEANS_IN_RUN * block_size * num_selected)
+    return max(LEAST_RUN, MEANS_IN_RUN * block_size * num_selected, pairs // MOST_RUNS)
 
 
 def find_run(lists: InvertedLists, program, longest: int) -> Run:
@@ -114,16 +120,21 @@ def invert(
     head = jnp.arange(batch, dtype=jnp.int32)[:, None] * kv_heads + jnp.arange(kv_heads)
     blocks = batch * kv_heads * num_slots
     block = head.astype(jnp.int32)[:, None, :, None] * num_slots + slots
-    block = jnp.where(slots >= 0, block, blocks).reshape(-1)
+    block = jnp.where(slots >= 0, block, blocks).reshape(-1).astype(_key_type(blocks))
     pair = jnp.arange(block.size, dtype=jnp.int32)
     block, pair = jax.lax.sort((block, pair), num_keys=1, is_stable=True)
     begins = _list_begins(block, blocks, interpret)
     offset = slot_offset(positions, block_size=block_size)
-    longest = longest_run(block_size, num_selected)
+    longest = longest_run(pair.size, block_size, num_selected)
     run_blocks = None
     if length > longest:  # a query selects a block once
-        run_blocks = jnp.minimum(block[longest::longest], blocks - 1)
+        run_blocks = jnp.minimum(block[longest::longest].astype(jnp.int32), blocks - 1)
     return InvertedLists(pair, begins, offset.reshape(-1), run_blocks)
+
+
+def _key_type(blocks: int):
+    """Returns what sorts in half the passes where the numbers of blocks fit."""
+    return jnp.uint16 if blocks < 2**15 else jnp.int32
 
 
 def _list_begins(block: Int[Array, "pairs"], blocks: int, interpret: bool):
@@ -150,7 +161,7 @@ def list_begins_kernel(block, out, *, pairs: int, blocks: int, interpret: bool):
     def halve(_, bounds):
         begin, end = bounds
         middle = begin + jax.lax.div(end - begin, 2)
-        below = read(block, middle, begin < end, other=blocks + 1) < wanted
+        below = read(block, middle, begin < end, other=blocks).astype(jnp.int32) < wanted
         return jnp.where(below, middle + 1, begin), jnp.where(below, end, middle)
 
     start = jnp.zeros_like(wanted), jnp.full_like(wanted, pairs)

@@ -52,7 +52,7 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
     """Finds the gradients that a block, and the queries of a run that selected it, exchange."""
     columns, scale = x.q.shape[1], jnp.float32(sizes.log2_scale)
     program = pl.program_id(0)
-    run = find_run(x.lists, program, sizes.longest_run)
+    run = find_run(x.lists, program, sizes.longest_run(x.lists))
     key_row, key_real = block_rows(x.lists, run, sizes)
     keys, values = (read(ref, key_row, key_real, columns=columns) for ref in (x.k, x.v))
 

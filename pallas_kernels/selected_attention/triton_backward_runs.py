@@ -32,7 +32,7 @@ def add_runs_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool):
     program = pl.program_id(0)
     extra = program // tiles
     n = (program % tiles) * LEAST_TILE + jnp.arange(LEAST_TILE, dtype=jnp.int32)
-    block, count = _runs_after(x.lists, extra, sizes.longest_run)
+    block, count = _runs_after(x.lists, extra, sizes.longest_run(x.lists))
 
     def read_both(refs, which, there):
         found = (read(ref, which * size + n, (n < size) & there, columns=columns) for ref in refs)

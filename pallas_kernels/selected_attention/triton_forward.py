@@ -29,7 +29,7 @@ class Inputs(NamedTuple):
 def blocks_forward_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool):
     """Attends one block from the queries of a run, of those that selected it."""
     columns, scale = x.q.shape[1], jnp.float32(sizes.log2_scale)
-    run = find_run(x.lists, pl.program_id(0), sizes.longest_run)
+    run = find_run(x.lists, pl.program_id(0), sizes.longest_run(x.lists))
     key_row, key_real = block_rows(x.lists, run, sizes)
     keys, values = (read(ref, key_row, key_real, columns=columns) for ref in (x.k, x.v))
 

@@ -31,7 +31,7 @@ def test_lists_hold_the_pairs_of_each_block(chosen):
 @pytest.mark.parametrize("lengths", [(128, 129, 256, 255, 384), (600,), (0, 1, 127, 640, 0)])
 def test_runs_hold_every_pair_once(lengths):
     # Of lists that end at a cut, begin at one, have one, several or none; and 5 pairs of none.
-    longest = longest_run(1, 1)
+    longest = longest_run(sum(lengths), 1, 1)
     blocks = np.repeat(np.arange(len(lengths)), lengths)
     slots = np.concatenate([blocks, np.full(5, -1)])[None, :, None, None]
     positions = jnp.arange(slots.size, dtype=jnp.int32)[None]
@@ -44,6 +44,11 @@ def test_runs_hold_every_pair_once(lengths):
         assert not extra or begin % longest == 0
         found += [(place, block) for place in range(begin, end)]
     assert sorted(found) == list(enumerate(blocks))
+
+
+def test_runs_grow_with_what_there_is_to_do():
+    assert longest_run(2**19, 16, 4) == 4 * 16 * 4
+    assert longest_run(2**23, 16, 4) == 2**10
 
 
 def test_short_histories_have_no_cuts():

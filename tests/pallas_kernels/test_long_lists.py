@@ -41,7 +41,7 @@ def test_a_block_may_be_selected_by_all(dtype, implementation):
     others = np.random.default_rng(0).integers(1, 20, own.shape)
     slots = np.concatenate([own * 0, others], -1)
     slots = np.where(slots < own, slots, -1).astype(np.int32)
-    assert (slots == 0).sum() > 8 * inverted_lists.longest_run(case.block_size, 2)
+    assert (slots == 0).sum() > 8 * inverted_lists.longest_run(slots.size, case.block_size, 2)
     more = {"slots": slots, "probability": np.zeros(slots.shape, np.float32)}
     found, want = (
         run("selected_attention", case, QKV, SELECTED, *which, **more)
