@@ -15,7 +15,6 @@ _MULTIPLE = 64  # tokens of a chunk, where that is not more than asked for
 
 
 def sum_with_gradients(
-    loss: Callable[..., jax.Array],
     loss_and_gradients: Callable[..., tuple[jax.Array, tuple[jax.Array, jax.Array]]],
     mesh: jax.sharding.Mesh | None,
     specs: tuple[jax.sharding.PartitionSpec, ...],
@@ -23,35 +22,29 @@ def sum_with_gradients(
     """Makes a differentiable sum over tokens of functions that each device runs on its own part.
 
     The cotangent of a sum is one number, so its gradients are formed together with it, and the
-    backward pass only scales them.
+    backward pass only scales them. Without one XLA leaves out what they alone need.
 
     Args:
-      loss: `(hidden, table, *others) -> f32 sum`, summed over all devices.
-      loss_and_gradients: Of the same; returns the sum and the gradients of the first two, each
-        summed over those devices that have another part of it.
+      loss_and_gradients: `(hidden, table, *others) -> (f32 sum, gradients)`: summed over all
+        devices, and the gradients of the first two, each summed over those devices that have
+        another part of it.
       mesh: Devices over which `hidden` ("data") and `table` ("model") are split by rows. None =
         everything is on one device.
       specs: How the other arguments are split. They get no gradient.
     """
-
-    def on_all_devices(function, out_specs):
-        if mesh is None:
-            return function
-        return jax.shard_map(
-            function,
+    forward = loss_and_gradients
+    if mesh is not None:
+        forward = jax.shard_map(
+            loss_and_gradients,
             mesh=mesh,
             in_specs=(sharding.ROWS, sharding.TABLE_ROWS, *specs),
-            out_specs=out_specs,
+            out_specs=(sharding.EVERYWHERE, (sharding.ROWS, sharding.TABLE_ROWS)),
             check_vma=False,  # it serves differentiation, and nothing differentiates this
         )
 
     @jax.custom_vjp
     def run(*arrays):
-        return on_all_devices(loss, sharding.EVERYWHERE)(*arrays)
-
-    def forward(*arrays):
-        out_specs = (sharding.EVERYWHERE, (sharding.ROWS, sharding.TABLE_ROWS))
-        return on_all_devices(loss_and_gradients, out_specs)(*arrays)
+        return forward(*arrays)[0]
 
     def backward(gradients, cotangent):
         scaled = (gradient * cotangent.astype(gradient.dtype) for gradient in gradients)
@@ -62,12 +55,12 @@ def sum_with_gradients(
 
 
 def over_chunks(
-    add_chunk: Callable[[Any, jax.Array], Any],
+    add_chunk: Callable[[Any, jax.Array], tuple[Any, jax.Array]],
     sums: Any,
     targets: jax.Array,
     chunk: int,
     mesh: jax.sharding.Mesh | None,
-) -> Any:
+) -> tuple[Any, jax.Array]:
     """Adds up chunks of the tokens that have a target, all of one size.
 
     As many as there are targets for; but an accelerator takes all where they are few. It would have
@@ -75,25 +68,42 @@ def over_chunks(
     turns are large, as they are where the catalogue makes them many.
 
     Args:
-      add_chunk: `(sums, tokens) -> sums`, where `tokens` holds the places of a chunk's
-        tokens, those with a target first, and behind them the number of all tokens.
+      add_chunk: `(sums, tokens) -> (sums, rows)`, where `tokens` holds the places of a chunk's
+        tokens, those with a target first, and behind them the number of all tokens; `rows` is what
+        is found for each of them, [chunk, M].
       sums: Where to begin.
       targets: int32[T], 0 where there is none.
       chunk: Tokens in a chunk, at most.
       mesh: As in `sum_with_gradients`.
+
+    Returns:
+      The sums; and the rows of all tokens, [T, M], 0 where there is no target.
     """
     num_tokens, has_target = targets.shape[0], targets > 0
     turns = -(-num_tokens // chunk)
     chunk = min(chunk, -(-num_tokens // (turns * _MULTIPLE)) * _MULTIPLE)
     (tokens,) = jnp.nonzero(has_target, size=turns * chunk, fill_value=num_tokens)
     if turns == 1:
-        return add_chunk(sums, tokens)
+        sums, rows = add_chunk(sums, tokens)
+    else:
+        all_taken = turns <= _FEW and sharding.platform_of(mesh) != "cpu"
+        taken = turns if all_taken else -(-jnp.sum(has_target) // chunk)
+        sums, rows = _over_parts(add_chunk, sums, tokens, chunk, taken)
+    place = jnp.cumsum(has_target) - 1
+    return sums, jnp.where(has_target[:, None], rows[place], 0)
 
-    def step(i, sums):
-        return add_chunk(sums, lax.dynamic_slice_in_dim(tokens, i * chunk, chunk))
 
-    all_taken = turns <= _FEW and sharding.platform_of(mesh) != "cpu"
-    return lax.fori_loop(0, turns if all_taken else -(-jnp.sum(has_target) // chunk), step, sums)
+def _over_parts(add_chunk, sums, tokens, chunk: int, turns):
+    """Takes one chunk of the tokens after another, and lays their rows one behind the other."""
+
+    def step(i, found):
+        sums, rows = found
+        sums, more = add_chunk(sums, lax.dynamic_slice_in_dim(tokens, i * chunk, chunk))
+        return sums, lax.dynamic_update_slice_in_dim(rows, more, i * chunk, axis=0)
+
+    like = jax.eval_shape(add_chunk, sums, tokens[:chunk])[1]
+    rows = jnp.zeros((len(tokens), *like.shape[1:]), like.dtype)
+    return lax.fori_loop(0, turns, step, (sums, rows))
 
 
 def own_rows(

@@ -79,10 +79,7 @@ def full_cross_entropy(
     first_item = 0 if include_padding else 1
     options = _Options(first_item, num_items, chunk, label_smoothing, mesh, name)
     run = chunks.sum_with_gradients(
-        functools.partial(_loss, options=options),
-        functools.partial(_loss_and_gradients, options=options),
-        mesh,
-        (sharding.ROWS,),
+        functools.partial(_loss_and_gradients, options=options), mesh, (sharding.ROWS,)
     )
     return run(hidden, table, targets), jnp.sum(targets > 0)
 
@@ -106,33 +103,18 @@ def tokens_at_once(rows: int) -> int:
     return max(_LEAST_CHUNK, _MOST_LOGITS // rows // _LEAST_CHUNK * _LEAST_CHUNK)
 
 
-def _loss(hidden, table, targets, *, options):
-    """Forms the loss alone: one product."""
-    own = _own_rows(table, targets, hidden.dtype, options)
-
-    def add_chunk(loss, tokens):
-        return loss + _chunk_loss(hidden, own, tokens, options).loss
-
-    loss = chunks.over_chunks(add_chunk, jnp.float32(0), targets, options.chunk, options.mesh)
-    return sum_over(sharding.DATA, loss, options.mesh)
-
-
 def _loss_and_gradients(hidden, table, targets, *, options):
     """Forms the loss and its gradients."""
     own = _own_rows(table, targets, hidden.dtype, options)
 
     def add_chunk(sums, tokens):
-        loss, dhidden, dtable = sums
+        loss, dtable = sums
         chunk = _chunk_loss(hidden, own, tokens, options)
         mean, weighted_hidden = chunk.products()
-        return (
-            loss + chunk.loss,
-            dhidden.at[tokens].set(mean - chunk.label_rows, mode="drop"),
-            dtable + weighted_hidden,
-        )
+        return (loss + chunk.loss, dtable + weighted_hidden), mean - chunk.label_rows
 
-    zeros = jnp.float32(0), jnp.zeros(hidden.shape), jnp.zeros(table.shape[::-1])
-    loss, dhidden, dtable = chunks.over_chunks(
+    zeros = jnp.float32(0), jnp.zeros(table.shape[::-1])
+    (loss, dtable), dhidden = chunks.over_chunks(
         add_chunk, zeros, targets, options.chunk, options.mesh
     )
     dtable = _minus_labels(dtable.T, hidden, targets, own, options)

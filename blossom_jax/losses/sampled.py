@@ -132,9 +132,7 @@ def sampled_loss(
         raise ValueError(f"chunk must be positive, got {chunk=}")
     part = functools.partial(_part, formula=formula, chunk=chunk, mesh=mesh)
     split = sharding.EVERYWHERE if negatives.shape[0] == 1 else sharding.ROWS
-    run = chunks.sum_with_gradients(
-        lambda *arrays: part(*arrays)[0], part, mesh, (sharding.ROWS, split, split)
-    )
+    run = chunks.sum_with_gradients(part, mesh, (sharding.ROWS, split, split))
     return run(hidden, table, targets, negatives, log_q), jnp.sum(targets > 0)
 
 
@@ -143,7 +141,7 @@ def _part(hidden, table, targets, negatives, log_q, *, formula, chunk, mesh):
     loss_and_gradients = jax.value_and_grad(_chunk_loss, argnums=(0, 1, 2))
 
     def add_chunk(sums, tokens):
-        loss, dhidden, dtable = sums
+        loss, dtable = sums
         target, has_target = _at(targets, tokens, 0), tokens < len(targets)
         mine = (lambda x: x) if len(negatives) == 1 else (lambda x: _at(x, tokens, 0))
         sampled = mine(negatives)
@@ -153,10 +151,10 @@ def _part(hidden, table, targets, negatives, log_q, *, formula, chunk, mesh):
         for items, drow in zip((target, sampled), drows, strict=True):
             _, own = chunks.own_rows(items, table.shape[0], mesh)
             dtable = dtable.at[own].add(drow, mode="drop")
-        return loss + more, dhidden.at[tokens].set(dh, mode="drop"), dtable
+        return (loss + more, dtable), dh
 
-    zeros = jnp.float32(0), jnp.zeros_like(hidden), jnp.zeros(table.shape)
-    loss, dhidden, dtable = chunks.over_chunks(add_chunk, zeros, targets, chunk, mesh)
+    zeros = jnp.float32(0), jnp.zeros(table.shape)
+    (loss, dtable), dhidden = chunks.over_chunks(add_chunk, zeros, targets, chunk, mesh)
     dtable = sum_over(sharding.DATA, dtable, mesh).astype(table.dtype)
     return sum_over(sharding.DATA, loss, mesh), (dhidden, dtable)
 

@@ -16,7 +16,7 @@ from pallas_kernels.triton_tools import launch, read, write
 
 _SEARCHES = 128  # of one program
 # Of the longest run: lists of the mean length, pairs at least, and how many make up all pairs.
-MEANS_IN_RUN = 4
+MEANS_IN_RUN = 2
 LEAST_RUN = 128
 MOST_RUNS = 8192
 

@@ -47,7 +47,7 @@ def test_runs_hold_every_pair_once(lengths):
 
 
 def test_runs_grow_with_what_there_is_to_do():
-    assert longest_run(2**19, 16, 4) == 4 * 16 * 4
+    assert longest_run(2**19, 16, 4) == 2 * 16 * 4
     assert longest_run(2**23, 16, 4) == 2**10
 
 
