@@ -47,6 +47,11 @@ def _lines(log: Statistics, train_command: str) -> Iterator[tuple[str, str]]:
             "1e6: with 10,000 the long-term path found nothing from 4,095 events back on",
         )
         values["model.rope_theta"] = 1e6
+    yield (
+        "model.dtype",
+        "bfloat16 on an NVIDIA GPU from A100 on: on MovieLens-1M as good as float32 with either "
+        "attention, in less than two thirds of the memory. float32 on a CPU",
+    )
     flags = (f"--config.{name}={value}" for name, value in values.items())
     yield "advice", " ".join([train_command, *flags])
 

@@ -91,6 +91,7 @@ def test_a_card_and_advice_with_its_reasons(tmp_path, csv_file, capsys):
     assert lines["repeats"].startswith("22.2% of events")  # x of a and of b: 2 of 9
     assert "experiments.evaluate --workdir=RUN --shuffle" in lines["worth of order"]
     assert lines["model.attention"].startswith("use dense. 95% of histories are within 80 events")
+    assert lines["model.dtype"].startswith("bfloat16 on an NVIDIA GPU")
     trained = lines["train on it with"]
     assert lines["advice"] == (
         f"{trained} --config.model.attention=dense --config.model.max_length=50 "
