@@ -43,6 +43,10 @@ class Model:
         self.program = jax.export.deserialize(serialized)
         self._call = jax.jit(self.program.call)
 
+    def unknown(self, history):
+        """Returns those raw ids of a history that the catalogue does not have."""
+        return [raw for raw in history if str(raw) not in self._numbers]
+
     def scores(self, histories):
         """Scores every item as the next one.
 
@@ -101,5 +105,11 @@ def load(directory=None):
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(f"usage: python {sys.argv[0]} ID,ID,...  (raw ids, the last event last)")
-    for raw, score in load().recommend([sys.argv[1].split(",")])[0]:
-        print(f"{score:10.4f}  {raw}")
+    model, asked = load(), sys.argv[1].split(",")
+    if skipped := model.unknown(asked):
+        names = ", ".join(skipped)
+        print(f"skipped, since the catalogue does not have them: {names}", file=sys.stderr)
+    if len(skipped) == len(asked):
+        print("none is known: popular items, with how often they occur", file=sys.stderr)
+    for raw_id, score in model.recommend([asked])[0]:
+        print(f"{score:10.4f}  {raw_id}")

@@ -110,11 +110,22 @@ def test_serving_runs_its_load_py(folder):
         serving.load(folder / "params")
 
 
+def run_load_py(folder, *arguments):
+    command = [sys.executable, folder / "load.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def test_load_py_without_a_history_says_how(folder):
-    run = subprocess.run(
-        [sys.executable, folder / "load.py"], capture_output=True, text=True, check=False
-    )
+    run = run_load_py(folder)
     assert run.returncode == 1 and run.stderr.startswith("usage: python ")
+
+
+def test_load_py_says_what_it_does_not_know(folder):
+    run = run_load_py(folder, "nobody,nothing")
+    assert run.returncode == 0 and len(run.stdout.splitlines()) == 10
+    skipped, popular = run.stderr.splitlines()[-2:]
+    assert skipped.endswith("does not have them: nobody, nothing")
+    assert popular.startswith("none is known: popular items")
 
 
 def test_params_load_with_plain_orbax_and_with_numpy(model, folder):
