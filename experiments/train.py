@@ -185,6 +185,7 @@ def _start_or_resume(plan: Plan, checkpoints: Checkpoints) -> tuple[State, Progr
 def _describe(plan: Plan, progress: Progress) -> str:
     log, config, metric = plan.interactions, plan.config, plan.config.eval.metric
     begun = f"resuming after step {progress.step:,}; " if progress.step else ""
+    hint = _setup.dtype_hint(config.model.dtype, plan.mesh.devices.flat[0])
     return (
         f"{begun}{log.name}: {log.num_users:,} users, {log.num_items:,} items, {log.num_events:,} "
         f"events; {plan.split.card['rule']}, {len(plan.split.valid.users):,} users in validation, "
@@ -192,7 +193,7 @@ def _describe(plan: Plan, progress: Progress) -> str:
         f"{_count_params(plan):,} parameters, on {_record.device_name(plan.mesh)}. Rows of "
         f"{config.data.row_length} tokens, {plan.stream.fill:.1%} full; {config.train.batch_rows} "
         f"rows a step, {plan.stream.steps_per_epoch:,} steps an epoch, {plan.schedule.num_steps:,} "
-        f"in all. Popularity has {metric} {plan.valid.popularity[metric]:.4f} in validation."
+        f"in all. Popularity has {metric} {plan.valid.popularity[metric]:.4f} in validation.{hint}"
     )
 
 

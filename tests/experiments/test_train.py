@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
+import jax
 import numpy as np
 import polars as pl
 import pytest
@@ -16,7 +18,7 @@ import pytest
 from blossom_jax import metrics
 from blossom_jax.data import from_table, interactions
 from blossom_jax.errors import UserError
-from experiments import _cli, _ranks, _workdir, evaluate, train
+from experiments import _cli, _ranks, _setup, _workdir, evaluate, train
 from experiments._plan import make_plan
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -371,3 +373,13 @@ def test_a_workdir_must_be_a_folder(log, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file is a file; the workdir must be a folder"):
         train.main(flags(log, tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "hints"),
+    [("float32", "9.0", True), ("bfloat16", "9.0", False), ("float32", "7.5", False)],
+)
+def test_a_gpu_that_would_be_faster_in_bf16_is_told_so(dtype, capability, hints):
+    device = mock.Mock(compute_capability=capability)
+    assert ("model.dtype=bfloat16" in _setup.dtype_hint(dtype, device)) == hints
+    assert not _setup.dtype_hint("float32", jax.devices("cpu")[0])
