@@ -1,7 +1,7 @@
 """The softmax of some tokens over the items that one device has: by XLA, or by Triton kernels.
 
-Either finds the log-sum-exp of those items first, and, once that of all devices is known, what the
-gradients need of the probabilities.
+Either finds the log-sum-exp of those items first, which is to be summed over devices, and then what
+the gradients need of the probabilities.
 """
 
 from collections.abc import Callable
