@@ -32,7 +32,7 @@ def rotate(x: Float[Array, "B L heads D"], positions: Int[Array, "B L"], theta: 
     frequency = jnp.asarray(theta ** (-np.arange(0, d, 2) / d), jnp.float32)
     angle = positions[:, :, None, None, None] * frequency[:, None]  # [B, L, 1, D/2, 1]
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], d // 2, 2)
-    across = pairs[..., ::-1] * jnp.array([-1.0, 1.0])  # a quarter turn further
+    across = pairs[..., ::-1] * jnp.array([-1.0, 1.0], jnp.float32)  # a quarter turn further
     turned = pairs * jnp.cos(angle) + across * jnp.sin(angle)
     return turned.reshape(x.shape).astype(x.dtype)
 

@@ -20,14 +20,14 @@ POSITIONS = ("rope", "learned", "none")
 OBJECTIVES = ("next", "masked")
 DTYPES = ("float32", "bfloat16")
 REMATS = ("none", "block")
-# What papers call a model, by objective, block and attention.
+# What papers call a model, by objective, causality, block, attention and positions.
 _PUBLISHED = {
-    ("next", "pre_norm", "dense"): "sasrec",
-    ("next", "post_norm", "linear"): "linrec",
-    ("next", "post_norm", "mamba"): "mamba4rec",
-    ("next", "hstu", "silu"): "hstu",
-    ("next", "plain", "gru"): "gru4rec",
-    ("masked", "post_norm", "dense"): "bert4rec",
+    ("next", True, "pre_norm", "dense", "learned"): "sasrec",
+    ("next", True, "post_norm", "linear", "learned"): "linrec",
+    ("next", True, "post_norm", "mamba", "none"): "mamba4rec",
+    ("next", True, "hstu", "silu", "learned"): "hstu",
+    ("next", True, "plain", "gru", "none"): "gru4rec",
+    ("masked", False, "post_norm", "dense", "learned"): "bert4rec",
 }
 # Of the attention ops by name; attentions that are not listed take those of `pallas_kernels`.
 _PLAIN_JAX = dict.fromkeys(("linear", "silu", *RECURRENT), ("xla",))
@@ -213,7 +213,9 @@ class ModelConfig:
     @property
     def name(self) -> str:
         """Says which published model this is, or what is not BlossomRec's: "pre_norm blossom"."""
-        published = _PUBLISHED.get((self.objective, self.block, self.attention))
+        published = _PUBLISHED.get(
+            (self.objective, self.causal, self.block, self.attention, self.positions)
+        )
         parts = (self.objective, "next"), (self.block, "post_norm"), (self.attention, "")
         return published or " ".join(value for value, default in parts if value != default)
 

@@ -53,9 +53,10 @@ class LayerNorm(nnx.LayerNorm):
 
 @jax.checkpoint
 def exact_gelu(x: Float[Array, "*n M"]) -> Float[Array, "*n M"]:
-    """Computes GELU by the error function, as PyTorch does, in f32 and returned in x's dtype.
+    """Computes GELU by the error function, in f32 at least, and returns it in x's dtype.
 
-    The backward pass computes it anew: it is cheap, and what its slope is made of is large.
+    It is PyTorch's formula, which is 0 below -5.5. The backward pass computes it anew: it is cheap,
+    and what its slope is made of is large.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)

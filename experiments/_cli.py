@@ -31,13 +31,7 @@ from configs.models import MODELS
 if TYPE_CHECKING:
     import ml_collections
 
-_FILE_ERRORS = (
-    FileExistsError,
-    FileNotFoundError,  # a folder that cannot be made, below /proc say
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
+_FILE_ERRORS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:

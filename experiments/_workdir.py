@@ -129,6 +129,18 @@ def git_commit() -> str:
     return commit.strip()
 
 
+def make(workdir: pathlib.Path) -> None:
+    """Makes the folder of a run where there is none.
+
+    Raises:
+      UserError: It cannot be made.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{workdir} cannot be made: {error.strerror}") from error
+
+
 def _write_json(path: pathlib.Path, value: dict) -> None:
     if jax.process_index() != 0:
         return

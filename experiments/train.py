@@ -102,6 +102,7 @@ def started(plan: Plan, workdir: pathlib.Path, *, shows: bool = True) -> Iterato
       shows: Whether its progress is shown.
     """
     hosts.check_same({"the data's content hash": plan.interactions.content_hash})
+    _workdir.make(workdir)
     with contextlib.closing(plan.stream), _checkpoints(workdir) as checkpoints:
         state, progress = _start_or_resume(plan, checkpoints)
         _workdir.write_config(workdir, plan.config)

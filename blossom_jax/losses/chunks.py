@@ -22,7 +22,8 @@ def sum_with_gradients(
     """Makes a differentiable sum over tokens of functions that each device runs on its own part.
 
     The cotangent of a sum is one number, so its gradients are formed together with it, and the
-    backward pass only scales them. Without one XLA leaves out what they alone need.
+    backward pass only scales them. Without one, in a jitted program, XLA leaves out what they alone
+    need.
 
     Args:
       loss_and_gradients: `(hidden, table, *others) -> (f32 sum, gradients)`: summed over all
@@ -89,7 +90,7 @@ def over_chunks(
         all_taken = turns <= _FEW and sharding.platform_of(mesh) != "cpu"
         taken = turns if all_taken else -(-jnp.sum(has_target) // chunk)
         sums, rows = _over_parts(add_chunk, sums, tokens, chunk, taken)
-    place = jnp.cumsum(has_target) - 1
+    place = jnp.cumsum(has_target) - 1  # -1, whatever stands there, before the first target
     return sums, jnp.where(has_target[:, None], rows[place], 0)
 
 

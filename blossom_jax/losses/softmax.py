@@ -116,8 +116,7 @@ def _by_kernels(logits: item_softmax.Logits, interpret: bool) -> Softmax:
     mean, log_here = item_softmax.mean_embedding(logits, interpret=interpret)
 
     def products(log_total):
-        # The minimum is for a device without any item, whose mean is 0.
-        share = jnp.exp(jnp.minimum(log_here - log_total, 0))[:, None]
+        share = jnp.exp(log_here - log_total)[:, None]  # of the items here
         weighted = item_softmax.weighted_hidden(logits, log_total, interpret=interpret)
         return mean * share, weighted.T
 

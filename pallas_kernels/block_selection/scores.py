@@ -125,8 +125,8 @@ class Slots(NamedTuple):
 def place(count: int, kv_heads: int, *, last_first: bool):
     """Tells this program its tile of `count` in a row, its batch row and its key/value head.
 
-    Equal tiles of all rows come together, those with the most to do first: the last queries, which
-    have the most candidates, or the first slots.
+    Equal tiles of all rows come together, those first that have the most to do where a row is one
+    sequence: the last queries, which have the most candidates, or the first slots.
     """
     heads = pl.num_programs(0) // count
     tile, head = (f(pl.program_id(0), heads) for f in (jax.lax.div, jax.lax.rem))

@@ -33,7 +33,8 @@ class Cut(NamedTuple):
     """How a kernel's work is cut up.
 
     Attributes:
-      programs: about as many, where there is enough to do, by sharing out the other operand.
+      programs: about as many, where there is enough to do, by sharing out the other operand: each
+        leaves a part, f32[64, M], of what its rows get.
       num_stages: depth of the pipeline.
     """
 

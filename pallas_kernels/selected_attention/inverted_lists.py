@@ -15,10 +15,10 @@ from pallas_kernels.positions import slot_offset
 from pallas_kernels.triton_tools import launch, read, write
 
 _SEARCHES = 128  # of one program
-# Of the longest run: lists of the mean length, pairs at least, and how many make up all pairs.
-MEANS_IN_RUN = 2
-LEAST_RUN = 128
-MOST_RUNS = 8192
+MEANS_IN_RUN = 2  # lists of the mean length in the longest run
+LEAST_RUN = 128  # pairs in it
+MOST_RUNS = 8192  # of that length, in all pairs
+_SIGN_OF_16 = 2**15  # blocks that 16 bits hold with their highest bit 0
 
 
 class InvertedLists(NamedTuple):
@@ -67,8 +67,8 @@ class Run(NamedTuple):
 def longest_run(pairs: int, block_size: int, num_selected: int) -> int:
     """Returns how many pairs one program takes at most.
 
-    A few times as many as a block has on average, N * S; where there are so many pairs that no
-    program can be the last for long, more of them, since to look for cuts takes time too.
+    Twice as many as a block has on average, N * S; where there are so many pairs that no program
+    can be the last for long, more of them, since runs cost time too.
 
     Args:
       pairs: of all blocks.
@@ -133,8 +133,12 @@ def invert(
 
 
 def _key_type(blocks: int):
-    """Returns what sorts in half the passes where the numbers of blocks fit."""
-    return jnp.uint16 if blocks < 2**15 else jnp.int32
+    """Returns what the numbers of blocks, and `blocks` for none, are sorted as.
+
+    Of 16 bits where they are below the sign, in half the passes of 32; unsigned, as such keys alone
+    have a fast sort of pairs on GPUs.
+    """
+    return jnp.uint16 if blocks < _SIGN_OF_16 else jnp.int32
 
 
 def _list_begins(block: Int[Array, "pairs"], blocks: int, interpret: bool):

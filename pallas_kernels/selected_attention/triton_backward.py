@@ -35,7 +35,8 @@ class Gradients(NamedTuple):
 
     Attributes:
       q: [pairs * R, D], unwritten for pairs without a block.
-      k: [B * G * slots * S, D] by slot; from the first run of a list alone until `add_runs`.
+      k: [B * G * slots * S, D] by slot; from the first run of a list alone until `add_runs`, and
+        rounded to the dtype before the others are added.
       v: likewise.
       factor: f32[pairs * R], sum of d_logit * logit over the block's keys; None if not asked for.
       shares: of the runs that begin at a cut, in k and v: f32[extras * S, D]; None without cuts.
@@ -99,8 +100,9 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
     found, real = (d_k * sizes.scale, d_v), n < sizes.block_size
     for ref, gradient in zip((out.k, out.v), found, strict=True):
         write(ref, run.block * sizes.block_size + n, real & ~run.extra, gradient)
-    for ref, gradient in zip(out.shares or (), found, strict=False):
-        write(ref, program * sizes.block_size + n, real & run.extra, gradient)
+    if out.shares is not None:
+        for ref, gradient in zip(out.shares, found, strict=True):
+            write(ref, program * sizes.block_size + n, real & run.extra, gradient)
 
 
 def blocks_backward(

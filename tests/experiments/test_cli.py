@@ -74,7 +74,6 @@ def test_override_refuses(config, key, text, words):
         ),
         (FileExistsError("there already"), 2, "error: there already\n"),
         (PermissionError(13, "denied", "/x"), 2, "error: /x: denied\n"),
-        (FileNotFoundError(2, "no such folder", "/x"), 2, "error: /x: no such folder\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (KeyboardInterrupt("stopped after step 3"), 130, "stopped after step 3\n"),
     ],

@@ -373,6 +373,8 @@ def test_a_workdir_must_be_a_folder(log, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file is a file; the workdir must be a folder"):
         train.main(flags(log, tmp_path / "file"))
+    with pytest.raises(UserError, match="file/run cannot be made: Not a directory"):
+        train.main(flags(log, tmp_path / "file" / "run"))
 
 
 @pytest.mark.parametrize(

@@ -40,10 +40,21 @@ def test_runs_hold_every_pair_once(lengths):
     programs = jnp.arange(lists.extras + lists.blocks, dtype=jnp.int32)
     found = []
     for block, begin, end, extra in zip(*find_run(lists, programs, longest), strict=True):
-        assert end - begin <= longest or lengths[block] <= longest
+        assert end - begin <= longest
         assert not extra or begin % longest == 0
         found += [(place, block) for place in range(begin, end)]
     assert sorted(found) == list(enumerate(blocks))
+
+
+@pytest.mark.parametrize("blocks", [2**15 - 1, 2**15, 2**16 + 7])
+def test_blocks_may_be_more_than_16_bits_hold(blocks):
+    slots = np.random.default_rng(0).integers(-1, blocks, blocks).astype(np.int32)
+    positions = jnp.arange(blocks, dtype=jnp.int32)[None]
+    lists = invert(jnp.asarray(slots)[None, :, None, None], positions, 1, interpret=True)
+    order = np.argsort(np.where(slots < 0, blocks, slots), kind="stable")
+    np.testing.assert_array_equal(lists.pairs, order)
+    begins = np.searchsorted(slots[order][: np.sum(slots >= 0)], np.arange(blocks + 1))
+    np.testing.assert_array_equal(lists.begins, begins)
 
 
 def test_runs_grow_with_what_there_is_to_do():

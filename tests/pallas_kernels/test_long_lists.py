@@ -1,5 +1,6 @@
 """Lists of queries that are cut among programs: the same numbers, equal in repeats."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import BLOSSOM, Case, either, relative_error, run
@@ -50,6 +51,13 @@ def test_a_block_may_be_selected_by_all(dtype, implementation):
     assert relative_error(found[0], want[0]) < BOUNDS[dtype]
     for name in QKV:
         assert relative_error(found[1][name], want[1][name]) < 2 * BOUNDS[dtype], name
+
+
+@pytest.mark.parametrize("case", CUT, ids=str)
+def test_their_lists_are_cut(case):
+    positions = jnp.asarray(case.positions)
+    slots = jnp.zeros((*positions.shape, case.num_kv_heads, case.num_selected), jnp.int32)
+    assert inverted_lists.invert(slots, positions, case.block_size, interpret=True).extras > 0
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -1,5 +1,6 @@
 """Every model by name: packing, histories kept apart, sizes, and a toy problem that each solves."""
 
+import dataclasses
 import functools
 
 import jax
@@ -96,6 +97,14 @@ def test_each_has_a_name_of_its_own():
         "bert4rec_blossom": "masked blossom",
         "hstu_blossom": "hstu blossom",
     }
+
+
+@pytest.mark.parametrize("name", ["sasrec", "linrec", "hstu"])
+def test_with_other_positions_it_is_not_the_published_model(name):
+    changed = dataclasses.replace(make(name).config, positions="rope")
+    assert changed.name == " ".join(
+        part for part in (changed.block, changed.attention) if part != "post_norm"
+    )
 
 
 def published_size(name):
