@@ -46,6 +46,7 @@ SMALL = {
         "--recompute=16",
         "--items=50",
     ],
+    "benchmark twins": ["--rounds=1", "--lengths=8", "--tokens=16", "--items=30"],
     "benchmark evaluation": ["--rounds=1", "--steps=1", "--batch-rows=8"],
     "benchmark bounded": ["--bounds=8", "--users=4"],
     "benchmark devices": [

@@ -5,6 +5,7 @@ python -m experiments.benchmark input --dataset=yelp --plot=input.svg
 python -m experiments.benchmark attention --lengths=1024,4096,16384,65536 --plot=attention.svg
 python -m experiments.benchmark loss --items=10000,100000,1000000 --plot=loss.svg
 python -m experiments.benchmark step --lengths=64,1024,4096 --plot=step.svg
+python -m experiments.benchmark twins --lengths=50,200,1000 --dtype=bfloat16
 python -m experiments.benchmark evaluation --dataset=yelp
 python -m experiments.benchmark latency --json=latency.jsonl
 python -m experiments.benchmark bounded --workdir=runs/ml_1m
@@ -29,6 +30,7 @@ COMMANDS = {
     "attention": "Blossom attention against dense attention",
     "loss": "losses, as the catalogue grows",
     "step": "the training step, as the catalogue and the histories grow",
+    "twins": "Blossom against its dense twin by length: a training step, a recommendation",
     "evaluation": "a full-ranking evaluation against an epoch of training",
     "latency": "a recommendation after one more event, against encoding the whole history",
     "bounded": "the error of states that forget, on a trained run",

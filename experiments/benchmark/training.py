@@ -102,7 +102,13 @@ def contenders() -> dict[str, tuple[str, str]]:
 
 
 def compare(
-    chosen: Mapping[str, tuple[str, str]], work: Workload, rounds: int, report: measure.Report
+    chosen: Mapping[str, tuple[str, str]],
+    work: Workload,
+    rounds: int,
+    report: measure.Report,
+    *,
+    make: Callable[..., Step] | None = None,
+    **same: Any,
 ) -> None:
     """Times a step of each contender on the same batch, and reports each.
 
@@ -115,12 +121,14 @@ def compare(
       work: What is trained on.
       rounds: As in `measure.medians`.
       report: Where measurements are added.
+      make: What prepares a step, `prepare` by default.
+      **same: What all records bear besides.
     """
     steps: dict[str, Step] = {}
     failed: dict[str, str] = {}
     for name, (attention, implementation) in chosen.items():
         try:
-            steps[name] = prepare(work, attention, implementation)
+            steps[name] = (make or prepare)(work, attention, implementation)
         except Exception as error:  # the others go on
             failed[name] = measure.reason(error)
     calls = {name: step.call for name, step in steps.items()}
@@ -130,6 +138,7 @@ def compare(
         mine = seconds.get(name)
         report.add(
             model=name,
+            **same,
             **dataclasses.asdict(work),
             seconds=mine,
             tokens_per_second=work.tokens / mine if mine else None,
