@@ -25,7 +25,7 @@ from pallas_kernels.triton_tools import (
 )
 
 _LEAST_TILES = 8  # of the other operand, that a program meets
-_LOWEST = -1e20  # highest logit so far: above masked ones, so that their weights vanish
+_LOWEST = -1e29  # highest logit so far: above masked ones, so that their weights vanish
 _NUM_WARPS = 4
 
 

@@ -78,6 +78,16 @@ def test_repeats_are_bit_equal(interpret):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.parametrize("interpret", [INTERPRET, ON_GPU])
+def test_logits_may_be_far_below_zero(interpret):
+    logits = draw(CASES[0], "bfloat16")
+    logits = logits._replace(
+        hidden=jnp.full_like(logits.hidden, 1e4), items=jnp.full_like(logits.items, -1e16)
+    )
+    _, log_total = item_softmax.mean_embedding(logits, interpret=interpret)
+    np.testing.assert_allclose(log_total[:77], in_float64(*logits)[0][:77], rtol=1e-5)
+
+
 @pytest.mark.parametrize("what", [np.nan, np.inf])
 @pytest.mark.parametrize("case", [CASES[0], CASES[2]], ids=["one share", "several shares"])
 def test_a_broken_item_breaks_the_loss(case, what):
