@@ -13,7 +13,7 @@ import jax
 from blossom_jax import memory, sharding
 from blossom_jax.errors import UserError
 from experiments import _cli
-from experiments.benchmark import measure, training
+from experiments.benchmark import measure, sizes, training
 
 # Largest relative difference of the first step's loss and gradients' norm to those of one device.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
@@ -28,10 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokens", type=measure.positive, default=2**16, help="of the batch; 65,536 by default")
     add("--length", type=measure.positive, default=512, help="of each history; 512 by default")
     add("--items", type=measure.positive, default=100_000, help="catalogue; 100,000 by default")
-    add("--heads", type=measure.positive, default=8, help="query heads; 8 by default")
-    add("--kv-heads", type=measure.positive, default=2, help="key/value heads; 2 by default")
-    add("--head-size", type=measure.positive, default=16, help="width of a head; 16 by default")
-    add("--dtype", choices=tuple(TOLERANCE), default="bfloat16", help="bfloat16 by default")
+    sizes.add_heads(parser, dtype="bfloat16")
     add("--attention", default="blossom", help="as model.attention; blossom by default")
     add("--implementation", default="", help="of attention; the fastest here by default")
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from blossom_jax.config import ModelConfig
+from blossom_jax.config import DTYPES, ModelConfig
 from blossom_jax.errors import UserError
 from experiments.benchmark import measure
 
@@ -78,16 +78,22 @@ def add_arguments(parser: argparse.ArgumentParser, lengths: tuple[int, ...]) -> 
         "--rows", type=measure.positives, default=(1,), help="one number or one for each length"
     )
     rows.add_argument("--tokens", type=measure.positive, help="rows are tokens / length")
-    add("--heads", type=measure.positive, default=8, help="query heads")
-    add("--kv-heads", type=measure.positive, default=2, help="key/value heads")
-    add("--head-size", type=measure.positive, default=16)
-    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add_heads(parser, dtype="float32")
     add(
         "--selection-gradient",
         choices=("none", "straight_through"),
         default="none",
         help="of Blossom, see pallas_kernels.selected_attention",
     )
+
+
+def add_heads(parser: argparse.ArgumentParser, dtype: str) -> None:
+    """Adds the options that say how wide attention is, and its dtype, with this default."""
+    add = parser.add_argument
+    add("--heads", type=measure.positive, default=8, help="query heads; 8 by default")
+    add("--kv-heads", type=measure.positive, default=2, help="key/value heads; 2 by default")
+    add("--head-size", type=measure.positive, default=16, help="width of a head; 16 by default")
+    add("--dtype", choices=DTYPES, default=dtype, help=f"{dtype} by default")
 
 
 def read(arguments: argparse.Namespace) -> list[Sizes]:

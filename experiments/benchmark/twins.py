@@ -16,7 +16,7 @@ from blossom_jax import evaluate, sharding
 from blossom_jax.errors import UserError
 from blossom_jax.model import BlossomRec
 from experiments import _cli
-from experiments.benchmark import measure, training
+from experiments.benchmark import measure, sizes, training
 
 # (attention, implementation), as in `ModelConfig`; "" is the best for the device at hand.
 MODELS = {
@@ -41,10 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--tokens", type=measure.positive, default=2**13, help="of a batch; 8,192 by default")
     add("--items", type=measure.positive, default=10_000, help="catalogue; 10,000 by default")
-    add("--heads", type=measure.positive, default=8, help="query heads; 8 by default")
-    add("--kv-heads", type=measure.positive, default=2, help="key/value heads; 2 by default")
-    add("--head-size", type=measure.positive, default=16, help="width of a head; 16 by default")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="float32 by default")
+    sizes.add_heads(parser, dtype="float32")
     add(
         "--models",
         type=measure.names(MODELS),
