@@ -4,7 +4,8 @@
         --seeds=3 --workdir=runs/ml_1m_selectors
 
 Sizes are the released ones, at which nothing is left out up to 80 events: histories must be longer
-for the rows to differ. For short ones there is selectors_sparse.py.
+for the rows to differ. For short ones there is selectors_sparse.py; for whole histories add
+`--config.model.max_length=2000 --config.data.row_length=2000 --config.train.batch_rows=8`.
 """
 
 TRAINED = {"model.selection_gradient": "straight_through"}
