@@ -14,7 +14,7 @@ EXPANSION = 2  # channels of the state space over the hidden size
 STATE_SIZE = 32  # numbers that each channel remembers
 CONVOLUTION = 4  # tokens that the convolution before it reads
 STEP_RANGE = (1e-3, 0.1)  # of the initial step sizes
-CHUNK = 16  # tokens whose states exist at once
+CHUNK = 16  # tokens whose states the backward pass computes anew at once
 
 
 class Mamba(nnx.Module):
@@ -93,7 +93,8 @@ def selective_scan(
 ) -> Float[Array, "B L E"]:
     """Computes `h = exp(step rate) h + step b u` and `c h` along each sequence (arXiv 2312.00752).
 
-    States exist for `CHUNK` tokens at a time; inside a chunk they are found by an associative scan.
+    Of the states only every `CHUNK`-th is kept for the backward pass. A chunk is unrolled, so that
+    XLA has one program read it, in place of one for each token.
 
     Args:
       u: Input of each channel.
@@ -106,28 +107,23 @@ def selective_scan(
     Returns:
       What is read, any value at padding.
     """
-    length = u.shape[1]
-    padding = -length % CHUNK
+    rows, length = positions.shape
 
-    def chunked(x):
-        x = jnp.pad(x, ((0, 0), (0, padding), *((0, 0),) * (x.ndim - 2)))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, CHUNK, *x.shape[2:]), 1, 0)
+    def by_chunks(x):  # [chunks, CHUNK, B, ...]
+        x = jnp.pad(x, ((0, 0), (0, -length % CHUNK), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(x, 1, 0).reshape(-1, CHUNK, rows, *x.shape[2:])
 
-    def compose(earlier, later):
-        (kept, added), (keeps, adds) = earlier, later
-        return kept * keeps, added * keeps + adds
+    def read_token(state, token):
+        u, step, b, c, position = token
+        goes_on = (position > 0)[:, None, None]
+        keeps = jnp.where(goes_on, jnp.exp(step[..., None] * rate), 0)  # [B, E, N]
+        state = keeps * state + (step * u)[..., None] * b[:, None]
+        return state, jnp.einsum("ben,bn->be", state, c)
 
     @jax.checkpoint
-    def read_chunk(state, chunk):
-        u, step, b, c, position = chunk
-        goes_on = (position > 0)[..., None, None]
-        keeps = jnp.where(goes_on, jnp.exp(step[..., None] * rate), 0)  # [B, C, E, N]
-        adds = (step * u)[..., None] * b[:, :, None]
-        kept, added = jax.lax.associative_scan(compose, (keeps, adds), axis=1)
-        states = kept * state[:, None] + added
-        return states[:, -1], jnp.einsum("bcen,bcn->bce", states, c)
+    def read_chunk(state, tokens):
+        return jax.lax.scan(read_token, state, tokens, unroll=CHUNK)
 
-    chunks = tuple(map(chunked, (u, step, b, c, positions)))
-    start = jnp.zeros((u.shape[0], *rate.shape))
-    _, read = jax.lax.scan(read_chunk, start, chunks)
-    return jnp.moveaxis(read, 0, 1).reshape(u.shape[0], -1, u.shape[2])[:, :length]
+    start = jnp.zeros((rows, *rate.shape))
+    _, read = jax.lax.scan(read_chunk, start, tuple(map(by_chunks, (u, step, b, c, positions))))
+    return jnp.moveaxis(read.reshape(-1, *read.shape[2:])[:length], 0, 1)
