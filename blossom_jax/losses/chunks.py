@@ -91,6 +91,7 @@ def over_chunks(
         taken = turns if all_taken else -(-jnp.sum(has_target) // chunk)
         sums, rows = _over_parts(add_chunk, sums, tokens, chunk, taken)
     place = jnp.cumsum(has_target) - 1  # -1, whatever stands there, before the first target
+    place = lax.optimization_barrier(place)  # a GPU would count anew for each number of a row
     return sums, jnp.where(has_target[:, None], rows[place], 0)
 
 
