@@ -1,5 +1,6 @@
 """How the ops of the two paths make one attention, whatever implements them."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -35,16 +36,14 @@ def both_paths(
     max_history: int,
 ) -> Float[Array, "B L H D"]:
     """Runs one path after the other, and adds them by the gate; see `blossom_attention`."""
-    trains = selection_gradient != "none"
-    scored = (q, summary_keys) if trains else jax.lax.stop_gradient((q, summary_keys))
-    slots, probability = ops.block_selection(
-        *scored,
-        positions,
+    select = functools.partial(
+        ops.block_selection,
         block_size=block_size,
         num_selected=num_selected,
         causal=causal,
         mask_own_block=mask_own_block,
     )
+    slots, probability = selection(select, q, summary_keys, positions, selection_gradient)
     long_term = ops.selected_attention(
         q,
         k,
@@ -60,6 +59,27 @@ def both_paths(
         q, k, v, positions, window=window, causal=causal, max_history=max_history
     )
     return add_by_gate(gate, long_term, short_term)
+
+
+def selection(
+    select: Callable,
+    q: Float[Array, "B L H D"],
+    summary_keys: Float[Array, "B slots G D"],
+    positions: Int[Array, "B L"],
+    selection_gradient: str,
+) -> tuple[Int[Array, "B L G N"], Float[Array, "B L G N"]]:
+    """Selects blocks, with a gradient only where one is asked for.
+
+    Args:
+      select: `block_selection` with its sizes.
+      q: queries, rotated.
+      summary_keys: one key a block.
+      positions: int32, position of each token inside its own sequence, -1 at padding.
+      selection_gradient: see `blossom_attention`.
+    """
+    trains = selection_gradient != "none"
+    scored = (q, summary_keys) if trains else jax.lax.stop_gradient((q, summary_keys))
+    return select(*scored, positions)
 
 
 def add_by_gate(

@@ -1,10 +1,12 @@
-"""Blossom attention in plain XLA: the two streamed paths, or one dense band for short histories."""
+"""Blossom attention in plain XLA: the two streamed paths, or dense bands for short histories."""
 
-from jaxtyping import Array, Float
+import functools
+
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels.block_selection.xla import block_selection
-from pallas_kernels.blossom_attention.paths import Ops, both_paths
-from pallas_kernels.blossom_attention.xla_band import band_attention
+from pallas_kernels.blossom_attention import xla_band
+from pallas_kernels.blossom_attention.paths import Ops, both_paths, selection
 from pallas_kernels.power_attention.xla import power_attention
 from pallas_kernels.selected_attention.xla import selected_attention
 
@@ -12,33 +14,57 @@ _OPS = Ops(block_selection, selected_attention, power_attention)
 
 
 def blossom_attention(
-    *arrays: Array,
+    q: Float[Array, "B L H D"],
+    k: Float[Array, "B L G D"],
+    v: Float[Array, "B L G D"],
+    summary_keys: Float[Array, "B slots G D"],
+    gate: Float[Array, "B L H 2"],
+    positions: Int[Array, "B L"],
+    *,
     block_size: int,
     num_selected: int,
     window: int,
     causal: bool,
+    mask_own_block: bool,
     selection_gradient: str,
     max_history: int,
-    **options,
 ) -> Float[Array, "B L H D"]:
-    """See `pallas_kernels.blossom_attention`, whose arrays these are.
-
-    Histories of at most (num_selected + 1) * block_size events select every block, so there both
-    paths are one dense band. It serves the causal form without a selection gradient.
-    """
-    everything = max_history <= (num_selected + 1) * block_size
-    if everything and causal and selection_gradient == "none":
-        return band_attention(
-            *arrays, block_size=block_size, window=window, max_history=max_history
+    """See `pallas_kernels.blossom_attention`."""
+    if not (causal and xla_band.serves(positions.shape[1], max_history)):
+        return both_paths(
+            _OPS,
+            q,
+            k,
+            v,
+            summary_keys,
+            gate,
+            positions,
+            block_size=block_size,
+            num_selected=num_selected,
+            window=window,
+            causal=causal,
+            mask_own_block=mask_own_block,
+            selection_gradient=selection_gradient,
+            max_history=max_history,
         )
-    return both_paths(
-        _OPS,
-        *arrays,
+    select = functools.partial(
+        block_selection,
         block_size=block_size,
         num_selected=num_selected,
+        causal=True,
+        mask_own_block=mask_own_block,
+    )
+    slots, probability = selection(select, q, summary_keys, positions, selection_gradient)
+    return xla_band.band_attention(
+        q,
+        k,
+        v,
+        gate,
+        slots,
+        probability,
+        positions,
+        block_size=block_size,
         window=window,
-        causal=causal,
         selection_gradient=selection_gradient,
         max_history=max_history,
-        **options,
     )

@@ -19,6 +19,7 @@ from cases import (
 )
 
 import pallas_kernels
+from pallas_kernels.blossom_attention import xla_band
 from pallas_kernels.power_attention import near
 
 QKV = ("q", "k", "v")
@@ -52,6 +53,19 @@ def test_blossom_attention_equals_reference(case, implementation):
 def test_keys_may_be_met_in_a_loop(case, monkeypatch):
     monkeypatch.setattr(near, "MOST_REGISTERS", 0)  # as if heads were wide
     check("blossom_attention", case, BLOSSOM_INPUTS, BLOSSOM, "triton_interpret", "float32")
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[8], CASES[10]], ids=str)
+def test_short_histories_may_be_attended_by_lists(case, monkeypatch):
+    monkeypatch.setattr(xla_band, "_MOST_KEYS", 0)
+    check("blossom_attention", case, BLOSSOM_INPUTS, BLOSSOM, "xla", "float32")
+
+
+def test_bands_may_be_attended_in_groups(monkeypatch):
+    monkeypatch.setattr(xla_band, "_MOST_KEYS", 1000)
+    monkeypatch.setattr(xla_band, "_LOGITS_AT_ONCE", 1)
+    case = Case("long", 16, 4, max_history=300, selection_gradient="straight_through")
+    check("blossom_attention", case, BLOSSOM_INPUTS, BLOSSOM, "xla", "float32")
 
 
 @pytest.mark.parametrize("case, implementation", runs([CASES[0], CASES[7], CASES[12]]), ids=str)
