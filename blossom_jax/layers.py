@@ -60,6 +60,23 @@ def exact_gelu(x: Float[Array, "*n M"]) -> Float[Array, "*n M"]:
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
+def activated(
+    dense: nnx.Linear, activation: Callable[[Array], Array], x: Float[Array, "*n M"]
+) -> Float[Array, "*n K"]:
+    """Maps, and applies an activation.
+
+    The backward pass keeps the product alone. It adds the bias and forms what the slope is made of
+    anew, which is cheaper than to write it.
+
+    Args:
+      dense: The map.
+      activation: Of what it gives.
+      x: Activations.
+    """
+    keep = jax.checkpoint_policies.dots_saveable
+    return jax.checkpoint(lambda x: activation(dense(x)), policy=keep)(x)
+
+
 class FeedForward(nnx.Module):
     """Two linear maps with an activation between them."""
 
@@ -75,14 +92,8 @@ class FeedForward(nnx.Module):
         self.dense_2 = linear(config.inner_size, config.hidden_size, config, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L M"]) -> Float[Array, "B L M"]:
-        """Maps every token alone.
-
-        Of what is wide, the backward pass keeps the product and the activation of it. It adds the
-        bias and forms what the slope is made of anew: that is cheaper than to write it.
-        """
-        keep = jax.checkpoint_policies.dots_saveable
-        activate = jax.checkpoint(lambda x: self.activation(self.dense_1(x)), policy=keep)
-        return self.dense_2(activate(x))
+        """Maps every token alone."""
+        return self.dense_2(activated(self.dense_1, self.activation, x))
 
 
 def dropout(x: Float[Array, "*n M"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "*n M"]:

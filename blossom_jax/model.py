@@ -91,7 +91,7 @@ class BlossomRec(nnx.Module):
         if self.output_norm is not None:
             x = self.output_norm(x)
         if self.head is not None:
-            x = layers.exact_gelu(self.head(x))
+            x = layers.activated(self.head, layers.exact_gelu, x)
         return x
 
     def encode_next(

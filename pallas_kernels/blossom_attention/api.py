@@ -36,7 +36,8 @@ def blossom_attention(
     """Adds the long-term and the short-term path, each weighted by its gate (arXiv 2512.13368).
 
     Time and memory grow with L * (num_selected * block_size + window), but for the selection's
-    scores, which are streamed: their time grows with L * L / block_size, their memory does not.
+    scores, which are streamed: their time grows with L * L / block_size, their memory does not. In
+    XLA, short histories are attended as dense bands, with L times at most 128 keys.
 
     Args:
       q: queries, rotated.
@@ -52,7 +53,8 @@ def blossom_attention(
       mask_own_block: leaves the query's own block out of the selection when not causal.
       selection_gradient: "none" or "straight_through", see `selected_attention`.
       max_history: static promise that positions stay below it (default L). It bounds the
-        short-term distances, and lets rows of short histories be attended as dense bands.
+        short-term distances; in XLA, causal, bands of twice as many keys may take the place of the
+        selected blocks, so a history that breaks it loses keys on either path.
       implementation: "reference", "xla", "triton", "triton_interpret" (its kernels, run operation
         by operation on any device), or None for the fastest here.
 

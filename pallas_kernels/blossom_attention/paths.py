@@ -1,8 +1,7 @@
 """How the ops of the two paths make one attention, whatever implements them."""
 
-import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Float, Int
@@ -36,14 +35,17 @@ def both_paths(
     max_history: int,
 ) -> Float[Array, "B L H D"]:
     """Runs one path after the other, and adds them by the gate; see `blossom_attention`."""
-    select = functools.partial(
+    slots, probability = selection(
         ops.block_selection,
+        q,
+        summary_keys,
+        positions,
+        selection_gradient,
         block_size=block_size,
         num_selected=num_selected,
         causal=causal,
         mask_own_block=mask_own_block,
     )
-    slots, probability = selection(select, q, summary_keys, positions, selection_gradient)
     long_term = ops.selected_attention(
         q,
         k,
@@ -67,19 +69,24 @@ def selection(
     summary_keys: Float[Array, "B slots G D"],
     positions: Int[Array, "B L"],
     selection_gradient: str,
+    **sizes: Any,
 ) -> tuple[Int[Array, "B L G N"], Float[Array, "B L G N"]]:
     """Selects blocks, with a gradient only where one is asked for.
 
     Args:
-      select: `block_selection` with its sizes.
+      select: an implementation of `block_selection`.
       q: queries, rotated.
       summary_keys: one key a block.
       positions: int32, position of each token inside its own sequence, -1 at padding.
       selection_gradient: see `blossom_attention`.
+      **sizes: of `block_selection`.
+
+    Returns:
+      Slots and probabilities, see `block_selection`.
     """
     trains = selection_gradient != "none"
     scored = (q, summary_keys) if trains else jax.lax.stop_gradient((q, summary_keys))
-    return select(*scored, positions)
+    return select(*scored, positions, **sizes)
 
 
 def add_by_gate(

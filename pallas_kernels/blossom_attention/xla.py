@@ -1,7 +1,5 @@
 """Blossom attention in plain XLA: the two streamed paths, or dense bands for short histories."""
 
-import functools
-
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.block_selection.xla import block_selection
@@ -30,41 +28,44 @@ def blossom_attention(
     max_history: int,
 ) -> Float[Array, "B L H D"]:
     """See `pallas_kernels.blossom_attention`."""
-    if not (causal and xla_band.serves(positions.shape[1], max_history)):
-        return both_paths(
-            _OPS,
+    if causal and xla_band.serves(positions.shape[1], max_history):
+        slots, probability = selection(
+            block_selection,
+            q,
+            summary_keys,
+            positions,
+            selection_gradient,
+            block_size=block_size,
+            num_selected=num_selected,
+            causal=causal,
+            mask_own_block=mask_own_block,
+        )
+        return xla_band.band_attention(
             q,
             k,
             v,
-            summary_keys,
             gate,
+            slots,
+            probability,
             positions,
             block_size=block_size,
-            num_selected=num_selected,
             window=window,
-            causal=causal,
-            mask_own_block=mask_own_block,
             selection_gradient=selection_gradient,
             max_history=max_history,
         )
-    select = functools.partial(
-        block_selection,
-        block_size=block_size,
-        num_selected=num_selected,
-        causal=True,
-        mask_own_block=mask_own_block,
-    )
-    slots, probability = selection(select, q, summary_keys, positions, selection_gradient)
-    return xla_band.band_attention(
+    return both_paths(
+        _OPS,
         q,
         k,
         v,
+        summary_keys,
         gate,
-        slots,
-        probability,
         positions,
         block_size=block_size,
+        num_selected=num_selected,
         window=window,
+        causal=causal,
+        mask_own_block=mask_own_block,
         selection_gradient=selection_gradient,
         max_history=max_history,
     )

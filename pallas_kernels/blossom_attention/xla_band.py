@@ -1,7 +1,7 @@
 """Both paths where histories are short: dense products in a band, weighted twice.
 
-A row is cut into chunks as long as the longest history. A chunk of queries meets its own keys and
-those of the chunk before, if there is one; which of them it attends on either path is a mask. The
+A row is one chunk, or is cut into chunks as long as the longest history. A chunk of queries meets
+its own keys and those of the chunk before; which of them it attends on either path is a mask. The
 two paths share logits and values: the gate adds their weights, not their outputs.
 """
 
@@ -17,11 +17,14 @@ from pallas_kernels import tiles
 from pallas_kernels.masked_softmax import MASKED, at_least_f32, einsum
 from pallas_kernels.positions import own_slot, sequence_start
 
-_MOST_KEYS = 128  # of a query; from 200 on its lists take half of the memory, on a CPU
+# Of a band. On two CPU cores, at the released sizes, bands of 50 and 100 took half and a quarter of
+# the time of lists of keys with gradients; one of 200 half of the time and twice the memory.
+_MOST_KEYS = 128
+# Numbers of one array of logits, 128 MiB in f32; the backward pass has about seven such arrays.
 _LOGITS_AT_ONCE = 2**25
 
 
-class Sizes(NamedTuple):
+class _Sizes(NamedTuple):
     """Static sizes.
 
     Attributes:
@@ -74,8 +77,13 @@ class _Keys(NamedTuple):
 
 
 def serves(length: int, max_history: int) -> bool:
-    """Tells whether a query's band is so narrow that it is faster than a list of its keys."""
-    return (length if length <= max_history else 2 * max_history) <= _MOST_KEYS
+    """Tells whether bands are so narrow that they take the place of lists of keys.
+
+    Args:
+      length: L.
+      max_history: positions stay below it.
+    """
+    return min(length, 2 * max_history) <= _MOST_KEYS
 
 
 def band_attention(
@@ -110,8 +118,9 @@ def band_attention(
     Returns:
       [B, L, H, D] in q's dtype, zero at padding.
     """
-    trains = selection_gradient != "none"
-    sizes = Sizes(block_size, window, min(max_history, positions.shape[1]), trains)
+    length = positions.shape[1]
+    chunk = length if length <= 2 * max_history else max_history
+    sizes = _Sizes(block_size, window, chunk, trains=selection_gradient != "none")
     return _attention(q, k, v, gate, probability, slots, positions, sizes)
 
 
@@ -149,27 +158,28 @@ def _backward(sizes, saved, d_out):
 _attention.defvjp(_forward, _backward)
 
 
-def _attend(queries: _Queries, keys: _Keys, *, sizes: Sizes):
+def _attend(queries: _Queries, keys: _Keys, *, sizes: _Sizes):
     """Attends some chunks: [n, C, G, R, D], and the paths' log-sum-exps, [n, G, C, R, 1] each."""
     logits = einsum("ncgrd,njgd->ngcrj", queries.query, keys.keys)
     weight, log_totals = jnp.zeros_like(logits), []
     for mask, gate in zip(_masks(queries, keys, sizes), _by_path(queries), strict=True):
         allowed = jnp.where(mask, logits, MASKED)
         highest = allowed.max(-1, keepdims=True)
-        exponential = jnp.exp(allowed - highest)
+        exponential = jnp.where(mask, jnp.exp(allowed - highest), 0)
         total = exponential.sum(-1, keepdims=True)
+        total = jnp.where(total > 0, total, 1)
         weight += gate / total * exponential
-        log_totals.append(jnp.where(highest > MASKED, highest + jnp.log(total), 0))
+        log_totals.append(highest + jnp.log(total))
     return einsum("ngcrj,njgd->ncgrd", weight, keys.values), tuple(log_totals)
 
 
-def _gradients(queries: _Queries, keys: _Keys, log_totals, d_out, *, sizes: Sizes):
+def _gradients(queries: _Queries, keys: _Keys, log_totals, d_out, *, sizes: _Sizes):
     """Gradients of some chunks: by (query, gate, selected block), and by (key, value) of bands."""
     logits = einsum("ncgrd,njgd->ngcrj", queries.query, keys.keys)
     d_weight = einsum("ncgrd,njgd->ngcrj", d_out, keys.values)
     gates = _by_path(queries)
     shares = [
-        jnp.exp(jnp.where(mask, logits, MASKED) - log_total)
+        jnp.where(mask, jnp.exp(logits - log_total), 0)
         for mask, log_total in zip(_masks(queries, keys, sizes), log_totals, strict=True)
     ]
     means = [(share * d_weight).sum(-1, keepdims=True) for share in shares]
@@ -184,7 +194,7 @@ def _gradients(queries: _Queries, keys: _Keys, log_totals, d_out, *, sizes: Size
     return (d_query, d_gate, d_blocks), (d_keys, d_values)
 
 
-def _masks(queries: _Queries, keys: _Keys, sizes: Sizes) -> tuple[Bool[Array, "..."], ...]:
+def _masks(queries: _Queries, keys: _Keys, sizes: _Sizes) -> tuple[Bool[Array, "..."], ...]:
     """Tells which keys a query attends on the long-term and on the short-term path: [n,G,C,1,J]."""
     index, slot = keys.index[:, None], keys.slot[:, None]
     seen = (index >= queries.first[..., None]) & (index <= queries.index[..., None]) & (index >= 0)
@@ -203,10 +213,10 @@ def _by_path(queries: _Queries) -> tuple[Float[Array, "n G C R 1"], ...]:
     return gate[..., :1], gate[..., 1:]
 
 
-def _by_block(by_key: Float[Array, "n G C J"], queries: _Queries, keys: _Keys, sizes: Sizes):
+def _by_block(by_key: Float[Array, "n G C J"], queries: _Queries, keys: _Keys, sizes: _Sizes):
     """Adds up what the keys of each selected block got: [n, C, G, N]; 0 where nobody asks."""
     if not sizes.trains:
-        return jnp.zeros(queries.slots.shape)
+        return jnp.zeros(queries.slots.shape, by_key.dtype)
     is_in = queries.slots[..., None] == keys.slot[:, None, None, None]  # n C G N J
     return einsum("ngcj,ncgwj->ncgw", by_key, is_in.astype(by_key.dtype))
 
@@ -226,20 +236,16 @@ def _cut(q, k, v, gate, slots, positions, sizes) -> tuple[_Queries, _Keys]:
 
 
 def _grouped(x: Float[Array, "B L H *E"], kv_heads: int) -> Float[Array, "B L G R *E"]:
+    """Takes the heads apart by the key/value head that they read."""
     return x.reshape(*x.shape[:2], kv_heads, -1, *x.shape[3:])
 
 
-def _chunks(x: Array, sizes: Sizes, *, before: bool = False) -> Array:
+def _chunks(x: Array, sizes: _Sizes, *, before: bool = False) -> Array:
     """Cuts [B, L, ...] into [n, C, ...], or, each with the chunk before, into [n, J, ...]."""
-    fill = _nothing(x)
-    x = tiles.split(x, sizes.chunk, fill=fill)
+    x = tiles.split(x, sizes.chunk, fill=-1)  # no token, or whatever: it has no weight
     if before and len(x) > 1:
-        x = jnp.concatenate([jnp.full_like(x, fill).at[1:].set(x[:-1]), x], 2)
+        x = jnp.concatenate([jnp.full_like(x, -1).at[1:].set(x[:-1]), x], 2)
     return x.reshape(-1, *x.shape[2:])
-
-
-def _nothing(x: Array) -> int:
-    return -1 if jnp.issubdtype(x.dtype, jnp.integer) else 0
 
 
 def _joined(x: Array, shape: tuple[int, int]) -> Array:
@@ -247,7 +253,7 @@ def _joined(x: Array, shape: tuple[int, int]) -> Array:
     return tiles.join(x.reshape(-1, shape[0], *x.shape[1:]), shape[1])
 
 
-def _added(x: Array, shape: tuple[int, int], sizes: Sizes) -> Array:
+def _added(x: Array, shape: tuple[int, int], sizes: _Sizes) -> Array:
     """Adds up what each key got as one of its own chunk and as one before another: [B, L, ...]."""
     if x.shape[1] == sizes.chunk:
         return _joined(x, shape)
@@ -256,14 +262,20 @@ def _added(x: Array, shape: tuple[int, int], sizes: Sizes) -> Array:
     return tiles.join(own.at[:-1].add(before[1:]), shape[1])
 
 
-def _by_groups(call: Callable, arrays: Any, sizes: Sizes) -> Any:
-    """Calls with all chunks at once, or with one group after another where all are too large."""
+def _by_groups(call: Callable, arrays: Any, sizes: _Sizes) -> Any:
+    """Calls with all chunks at once, or with one group after another where all are too large.
+
+    Under `vmap` a group is as many times as large.
+    """
     queries, keys = arrays[:2]
     count, chunk, kv_heads, group = queries.query.shape[:4]
-    logits = chunk * kv_heads * group * keys.index.shape[1]
-    at_once = max(1, _LOGITS_AT_ONCE // logits)
-    if count <= at_once:
+    width = max(group, queries.slots.shape[-1]) if sizes.trains else group
+    groups = -(
+        -count // max(1, _LOGITS_AT_ONCE // (chunk * keys.index.shape[1] * kv_heads * width))
+    )
+    if groups == 1:
         return call(*arrays)
-    cut = jax.tree.map(lambda x: tiles.split(x[None], at_once, fill=_nothing(x))[:, 0], arrays)
-    found = jax.lax.map(lambda group: call(*group), cut)
+    at_once = -(-count // groups)
+    cut = jax.tree.map(lambda x: tiles.split(x[None], at_once)[:, 0], arrays)
+    found = jax.lax.map(lambda part: call(*part), cut)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], found)

@@ -83,7 +83,7 @@ def mean_embedding(
     shapes = {"log_total": (), "mean": tokens.rows.shape[1:]}
     found = launch_for_rows("mean_embedding", tokens, items, shapes, interpret)
     log_total = jax.nn.logsumexp(found["log_total"], axis=0)
-    weights = jnp.exp(found["log_total"] - log_total)[..., None]
+    weights = jax.nn.softmax(found["log_total"], axis=0)[..., None]
     return _trim((found["mean"] * weights).sum(0), logits.hidden), log_total
 
 

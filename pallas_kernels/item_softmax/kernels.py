@@ -153,9 +153,10 @@ def mean_kernel(operands, out, *, sizes: Sizes, interpret: bool):
     zero, zeros = (jnp.zeros(x.shape, jnp.float32) for x in (rows.number, rows.values))
     start = zero + _LOWEST, zero, zeros
     highest, total, weighted = jax.lax.fori_loop(rows.begin, rows.end, add, start)
-    # NaN is some, and so are logits so large that f32 lost their weights: to be seen in the loss.
-    some = (total != 0) | (highest > _LOWEST)
-    total = jnp.where(some, total, 1.0)
+    # Logits that f32 cannot tell apart may lose all weights: the loss is to show that, and NaN.
+    lost = (total == 0) & (highest > _LOWEST)
+    some = (total != 0) | lost
+    total = jnp.where(lost, jnp.nan, jnp.where(some, total, 1.0))
     log_total = (highest + log2(total, interpret)) / LOG2_E
     write(out["log_total"], rows.at, rows.inside, jnp.where(some, log_total, MASKED))
     write(out["mean"], rows.at, rows.inside, weighted / total[:, None])

@@ -86,6 +86,15 @@ def test_feed_forward_is_the_exact_gelu_between_two_linear_maps():
     np.testing.assert_allclose(module(jnp.asarray(x, jnp.float32)), want, rtol=1e-4, atol=1e-6)
 
 
+def test_feed_forward_keeps_the_product_and_its_activation():
+    config = ModelConfig(hidden_size=4, num_heads=2, inner_size=6, dtype="bfloat16")
+    graphdef, params = nnx.split(layers.FeedForward(config, rngs=nnx.Rngs(0)))
+    x = jnp.ones((2, 3, 4), jnp.bfloat16)
+    _, pull = jax.vjp(lambda params, x: nnx.merge(graphdef, params)(x), params, x)
+    wide = [leaf.dtype for leaf in jax.tree.leaves(pull) if leaf.shape == (2, 3, 6)]
+    assert wide == [jnp.bfloat16, jnp.bfloat16]
+
+
 def test_gelu_in_bfloat16_is_that_of_float32_rounded():
     x = jnp.linspace(-4, 4, 1001, dtype=jnp.bfloat16)
     wide = layers.exact_gelu(x.astype(jnp.float32))

@@ -36,5 +36,6 @@ def test_no_array_of_all_pairs():
     text = compiled_gradient(length, selection_gradient="straight_through").as_text()
     assert f"{length},{length}" not in text
     assert f"[1,{length},{G},{length // S}]" not in text  # the scores of a whole row
-    band = compiled_gradient(length, max_history=80).as_text()
+    band = compiled_gradient(length, max_history=64).as_text()
     assert f"{length},{length}" not in band
+    assert f"{length // 64},{G},64,{H // G},128]" in band  # what it has instead

@@ -1,5 +1,7 @@
 """What mixes tokens, against its definition in NumPy, over more tokens than a chunk has."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +73,39 @@ def test_silu_attention_weighs_each_pair_by_itself(causal):
     qkv = jnp.concatenate([x, -x], axis=-1)
     found = jax.jit(module.mix)(x, qkv, positions)[0]
     assert_close(found, attended(module, x, qkv, causal, silu))
+
+
+def test_the_selective_scan_differs_by_row_and_has_the_gradients_of_a_loop():
+    """Of two rows of which each begins its histories elsewhere."""
+    rng = np.random.default_rng(0)
+    shapes = (2, 21, 4), (2, 21, 4), (2, 21, 3), (2, 21, 3), (4, 3)
+    u, step, b, c, rate = (jnp.asarray(rng.uniform(0.1, 1, shape), jnp.float32) for shape in shapes)
+    positions = jnp.asarray([[*range(21)], [*range(5), *range(16)]], jnp.int32)
+
+    def loop(u, step, b, c, rate):
+        def read(state, token):
+            u, step, b, c, position = token
+            state = jnp.exp(step[:, None] * rate) * state * (position > 0)
+            state += (step * u)[:, None] * b
+            return state, state @ c
+
+        of_row = jax.vmap(lambda *row: jax.lax.scan(read, jnp.zeros(rate.shape), row)[1])
+        return of_row(u, step, b, c, positions)
+
+    def scan(*arrays):
+        return selective_scan(*arrays, positions)
+
+    arrays, weight = (u, step, b, c, -rate), jnp.asarray(rng.normal(size=(2, 21, 4)), jnp.float32)
+    for found, wanted in zip(
+        *(
+            jax.jit(
+                jax.value_and_grad(lambda *x, of=of: (of(*x) * weight).sum(), argnums=range(5))
+            )(*arrays)
+            for of in (scan, loop)
+        ),
+        strict=True,
+    ):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4), found, wanted)
 
 
 def test_the_selective_scan_is_its_recurrence():
