@@ -28,7 +28,7 @@ ROWS = {
     "padding_only": np.stack([row(80, -80), row(80, 79), row(80, -79, 1)]),
     "one_token": row(1, 1)[None],
     "odd_length": row(37, 20, 17)[None],
-    "short": np.stack([row(37, 20, 17), row(37, -3, 20, 1, 13), row(37, -37)]),
+    "short": np.stack([row(57, 20, 17, 20), row(57, -3, 20, 1, 13, -4, 16), row(57, -57)]),
     "long": row(600, 300, -30, 200, 1, 69)[None],
 }
 
@@ -99,7 +99,7 @@ CASES = [
     Case(rows="padding_only", causal=False, block_size=16, window=3),
     Case(rows="long", causal=False, mask_own_block=True, selection_gradient="straight_through"),
     Case(rows="packed", block_size=6, num_heads=3, num_kv_heads=1, head_size=20),
-    # In XLA two chunks of 16, of which blocks are cut.
+    # In XLA three chunks a row, whose borders cut histories and blocks.
     Case("short", 6, 2, max_history=20, selection_gradient="straight_through"),
     # A group in two parts, and a band in two products.
     Case("long", 40, 2, 20, num_heads=8, num_kv_heads=1, selection_gradient="straight_through"),

@@ -61,11 +61,14 @@ def test_short_histories_may_be_attended_by_lists(case, monkeypatch):
     check("blossom_attention", case, BLOSSOM_INPUTS, BLOSSOM, "xla", "float32")
 
 
-def test_bands_may_be_attended_in_groups(monkeypatch):
-    monkeypatch.setattr(xla_band, "_MOST_KEYS", 1000)
-    monkeypatch.setattr(xla_band, "_LOGITS_AT_ONCE", 1)
-    case = Case("long", 16, 4, max_history=300, selection_gradient="straight_through")
-    check("blossom_attention", case, BLOSSOM_INPUTS, BLOSSOM, "xla", "float32")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bands_may_be_attended_in_groups(dtype, monkeypatch):
+    case = next(case for case in CASES if case.rows == "short")
+    logits = case.max_history * 2 * case.max_history * case.num_heads
+    monkeypatch.setattr(
+        xla_band, "_LOGITS_AT_ONCE", 2 * logits
+    )  # of nine chunks: the last is alone
+    check("blossom_attention", case, BLOSSOM_INPUTS, BLOSSOM, "xla", dtype)
 
 
 @pytest.mark.parametrize("case, implementation", runs([CASES[0], CASES[7], CASES[12]]), ids=str)
