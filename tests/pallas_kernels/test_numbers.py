@@ -65,9 +65,8 @@ def test_short_histories_may_be_attended_by_lists(case, monkeypatch):
 def test_bands_may_be_attended_in_groups(dtype, monkeypatch):
     case = next(case for case in CASES if case.rows == "short")
     logits = case.max_history * 2 * case.max_history * case.num_heads
-    monkeypatch.setattr(
-        xla_band, "_LOGITS_AT_ONCE", 2 * logits
-    )  # of nine chunks: the last is alone
+    # Two of nine chunks at a time, so the last group is not full.
+    monkeypatch.setattr(xla_band, "_LOGITS_AT_ONCE", 2 * logits)
     check("blossom_attention", case, BLOSSOM_INPUTS, BLOSSOM, "xla", dtype)
 
 
