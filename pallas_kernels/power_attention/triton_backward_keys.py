@@ -112,7 +112,8 @@ def _read_band(x: Inputs, tile: Tile, step, first, sizes: NearSizes):
 def _block_parts(x: Inputs, tile: Tile, b, g, sizes: NearSizes):
     """Reads what the queries that selected a token's block give to its key and value.
 
-    They are arrays by slot, [B * G * slots * S, D]; blocks that are not complete have none.
+    They are arrays whose last rows are by slot, [B * G * slots * S, D]; blocks that are not complete
+    have none.
     """
     length, size = sizes.heads.length, sizes.block_size
     offset = jax.lax.rem(jnp.maximum(tile.position, 0), size)
@@ -122,7 +123,9 @@ def _block_parts(x: Inputs, tile: Tile, b, g, sizes: NearSizes):
     whole = (tile.position >= 0) & (at_last == tile.position + to_last)
     slots = pl.cdiv(length, size)
     slot = (b * sizes.heads.kv_heads + g) * slots + (tile.token - offset) // size
-    return [read(ref, slot * size + offset, whole, columns=x.q.shape[1]) for ref in x.parts]
+    all_slots = x.positions.shape[0] // length * sizes.heads.kv_heads * slots
+    row = x.parts[0].shape[0] - all_slots * size + slot * size + offset
+    return [read(ref, row, whole, columns=x.q.shape[1]) for ref in x.parts]
 
 
 def near_keys(x: Inputs, sizes: NearSizes, batch: int, interpret: bool):

@@ -47,6 +47,11 @@ class InvertedLists(NamedTuple):
         """How many places there are where a list may be cut."""
         return 0 if self.run_blocks is None else self.run_blocks.shape[0]
 
+    @property
+    def runs(self) -> int:
+        """How many programs walk them."""
+        return self.blocks + self.extras
+
 
 class Run(NamedTuple):
     """What one program walks: a list, or what of it lies between two cuts.
@@ -55,13 +60,11 @@ class Run(NamedTuple):
       block: int32, whose list it is.
       begin: int32, place of the first pair.
       end: int32, place behind the last; not above `begin` if there is nothing to do.
-      extra: bool, whether it begins at a cut.
     """
 
     block: Any
     begin: Any
     end: Any
-    extra: Any
 
 
 def longest_run(pairs: int, block_size: int, num_selected: int) -> int:
@@ -86,13 +89,13 @@ def find_run(lists: InvertedLists, program, longest: int) -> Run:
 
     Args:
       lists: `InvertedLists`, or refs of them.
-      program: int32, below `lists.extras + lists.blocks`.
+      program: int32, below `lists.runs`.
       longest: from `longest_run`.
     """
+    if lists.run_blocks is None:
+        return Run(program, lists.begins[program], lists.begins[program + 1])
     block = program - lists.extras
     extra, cut = block < 0, (program + 1) * longest
-    if lists.run_blocks is None:
-        return Run(block, lists.begins[block], lists.begins[block + 1], extra)
     at_cut = lists.run_blocks[jnp.minimum(program, lists.extras - 1)]
     block = jnp.where(extra, at_cut, block)
     begin, end = lists.begins[block], lists.begins[block + 1]
@@ -101,7 +104,7 @@ def find_run(lists: InvertedLists, program, longest: int) -> Run:
     first_end = jnp.where(is_cut, next_cut, end)
     extra_end = jnp.where(is_cut & (begin < cut), jnp.minimum(cut + longest, end), cut)
     end = jnp.where(extra, extra_end, first_end)
-    return Run(block, jnp.where(extra, cut, begin), end, extra)
+    return Run(block, jnp.where(extra, cut, begin), end)
 
 
 def invert(

@@ -35,18 +35,16 @@ class Gradients(NamedTuple):
 
     Attributes:
       q: [pairs * R, D], unwritten for pairs without a block.
-      k: [B * G * slots * S, D] by slot; from the first run of a list alone until `add_runs`, and
-        rounded to the dtype before the others are added.
+      k: [runs * S, D]. The last B * G * slots * S rows are by slot; until `add_runs` they hold what
+        the first run of a list gives.
       v: likewise.
       factor: f32[pairs * R], sum of d_logit * logit over the block's keys; None if not asked for.
-      shares: of the runs that begin at a cut, in k and v: f32[extras * S, D]; None without cuts.
     """
 
     q: Any
     k: Any
     v: Any
     factor: Any
-    shares: Any
 
 
 def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, interpret: bool):
@@ -97,12 +95,8 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
     carry = first, read_queries(first) if ahead else None, find(1), d_k, d_v
     *_, d_k, d_v = jax.lax.fori_loop(0, tiles, tile, carry)
     n = jnp.arange(sizes.keys, dtype=jnp.int32)
-    found, real = (d_k * sizes.scale, d_v), n < sizes.block_size
-    for ref, gradient in zip((out.k, out.v), found, strict=True):
-        write(ref, run.block * sizes.block_size + n, real & ~run.extra, gradient)
-    if out.shares is not None:
-        for ref, gradient in zip(out.shares, found, strict=True):
-            write(ref, program * sizes.block_size + n, real & run.extra, gradient)
+    for ref, gradient in zip((out.k, out.v), (d_k * sizes.scale, d_v), strict=True):
+        write(ref, program * sizes.block_size + n, n < sizes.block_size, gradient)
 
 
 def blocks_backward(
@@ -110,26 +104,23 @@ def blocks_backward(
 ) -> Gradients:
     """Launches `blocks_backward_kernel`, and adds up what the runs of a list leave."""
     rows, columns = x.lists.pairs.size * sizes.heads.group, x.q.shape[1]
-    by_slot = jax.ShapeDtypeStruct((x.lists.blocks * sizes.block_size, columns), x.k.dtype)
-    by_cut = jax.ShapeDtypeStruct((x.lists.extras * sizes.block_size, columns), jnp.float32)
+    by_run = jax.ShapeDtypeStruct((x.lists.runs * sizes.block_size, columns), x.k.dtype)
     found = launch(
         blocks_backward_kernel,
         x,
         Gradients(
             q=jax.ShapeDtypeStruct((rows, columns), x.q.dtype),
-            k=by_slot,
-            v=by_slot,
+            k=by_run,
+            v=by_run,
             factor=jax.ShapeDtypeStruct((rows,), jnp.float32) if with_factor else None,
-            shares=(by_cut, by_cut) if x.lists.extras else None,
         ),
         name="blocks_backward",
-        programs=x.lists.extras + x.lists.blocks,
+        programs=x.lists.runs,
         interpret=interpret,
         sizes=sizes,
         **sizes.launch,
     )
     if not x.lists.extras:
         return found
-    d_k, d_v = add_runs((found.k, found.v), found.shares, x.lists, sizes, interpret)
-    # The shares' memory is free again before anything else takes some.
-    return jax.lax.optimization_barrier(found._replace(k=d_k, v=d_v, shares=None))
+    d_k, d_v = add_runs((found.k, found.v), x.lists, sizes, interpret)
+    return found._replace(k=d_k, v=d_v)

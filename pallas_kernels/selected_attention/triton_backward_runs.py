@@ -17,10 +17,9 @@ _TOGETHER = 4  # shares that are read before the first is waited for
 
 
 class Inputs(NamedTuple):
-    """Gradients of k and v as `blocks_backward` leaves them, two each, and the lists."""
+    """Gradients of k and v by run, as `blocks_backward_kernel` leaves them, and the lists."""
 
     gradients: Any
-    shares: Any
     lists: InvertedLists
 
 
@@ -34,20 +33,22 @@ def add_runs_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool):
     n = (program % tiles) * LEAST_TILE + jnp.arange(LEAST_TILE, dtype=jnp.int32)
     block, count = _runs_after(x.lists, extra, sizes.longest_run(x.lists))
 
-    def read_both(refs, which, there):
-        found = (read(ref, which * size + n, (n < size) & there, columns=columns) for ref in refs)
-        return [x.astype(jnp.float32) for x in found]
+    def read_both(number, there):
+        at, inside = number * size + n, (n < size) & there
+        found = (read(ref, at, inside, columns=columns) for ref in x.gradients)
+        return [each.astype(jnp.float32) for each in found]
 
     def add(m, totals):
         runs = [m * _TOGETHER + each for each in range(_TOGETHER)]
-        for share in [read_both(x.shares, extra + run, run < count) for run in runs]:
+        for share in [read_both(extra + run, run < count) for run in runs]:
             totals = [total + more for total, more in zip(totals, share, strict=True)]
         return totals
 
-    totals = read_both(x.gradients, block, count > 0)
+    first = x.lists.extras + block
+    totals = read_both(first, count > 0)
     totals = jax.lax.fori_loop(0, pl.cdiv(count, _TOGETHER), add, totals)
     for ref, total in zip(out, totals, strict=True):
-        write(ref, block * size + n, (n < size) & (count > 0), total)
+        write(ref, first * size + n, (n < size) & (count > 0), total)
 
 
 def _runs_after(lists: InvertedLists, extra, longest: int):
@@ -62,22 +63,21 @@ def _runs_after(lists: InvertedLists, extra, longest: int):
     return block, jnp.where(is_first, pl.cdiv(end - cut, longest), 0)
 
 
-def add_runs(gradients, shares, lists: InvertedLists, sizes: BlockSizes, interpret: bool):
+def add_runs(gradients, lists: InvertedLists, sizes: BlockSizes, interpret: bool):
     """Launches `add_runs_kernel`, in place.
 
     Args:
-      gradients: of k and v by slot, as in `Gradients`.
-      shares: of the runs that begin at a cut, likewise.
+      gradients: of k and v by run, [runs * S, D] each.
       lists: from `invert`; some may be cut.
       sizes: of the kernel that left them.
       interpret: see `launch`.
 
     Returns:
-      Gradients of k and v by slot, from all runs.
+      The same, where those of a list's first run hold those of all its runs.
     """
     return launch(
         add_runs_kernel,
-        Inputs(gradients, shares, lists),
+        Inputs(gradients, lists),
         tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in gradients),
         name="add_runs",
         programs=lists.extras * pl.cdiv(sizes.block_size, LEAST_TILE),

@@ -78,7 +78,7 @@ def blocks_forward(q, k, v, lists: InvertedLists, sizes: BlockSizes, interpret: 
             jax.ShapeDtypeStruct((rows,), jnp.float32),
         ),
         name="blocks_forward",
-        programs=lists.extras + lists.blocks,
+        programs=lists.runs,
         interpret=interpret,
         sizes=sizes,
         **sizes.launch,
