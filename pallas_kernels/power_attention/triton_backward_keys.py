@@ -112,8 +112,8 @@ def _read_band(x: Inputs, tile: Tile, step, first, sizes: NearSizes):
 def _block_parts(x: Inputs, tile: Tile, b, g, sizes: NearSizes):
     """Reads what the queries that selected a token's block give to its key and value.
 
-    They are arrays whose last rows are by slot, [B * G * slots * S, D]; blocks that are not complete
-    have none.
+    They are arrays whose last rows are by slot, [B * G * slots * S, D]; there are none for blocks
+    that are not complete.
     """
     length, size = sizes.heads.length, sizes.block_size
     offset = jax.lax.rem(jnp.maximum(tile.position, 0), size)

@@ -6,6 +6,7 @@ and as many tiles as there are heads hold all tokens. So what the heads give to 
 over all distances first, and over the heads last.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +17,8 @@ from pallas_kernels.power_attention.near import NearSizes, shift
 from pallas_kernels.power_attention.triton_backward import Inputs, PathTotals, Queries
 from pallas_kernels.triton_tools import NOTHING, exp2, fma, fms, read, widen
 
-HEADS_AT_ONCE = 4
-READS_AT_ONCE = 3  # before any of them is used
+HEADS_AT_ONCE = 2
+READS_AT_ONCE = 2  # before any of them is used
 READ_BYTES = 16  # of a row, by one thread
 
 
@@ -30,7 +31,7 @@ class Rows(NamedTuple):
       member: int32[rows], query head, of those of a group that are read at a time.
       members: how many that are.
       parts: how many times a group is as many.
-      reads: how many there are, each of one part of the groups at one distance.
+      shifts: how many distances are looked at.
       key: columns of the keys, see `_columns`.
       value: of the values.
     """
@@ -40,13 +41,24 @@ class Rows(NamedTuple):
     member: Any
     members: int
     parts: int
-    reads: Any
+    shifts: Any
     key: list
     value: list
 
-    def distance(self, n, sizes: NearSizes):
-        """Returns how far ahead the queries of the n-th read are."""
-        return shift(jax.lax.div(n, self.parts), sizes)
+    @property
+    def parts_at_once(self) -> int:
+        """Of each distance."""
+        return math.gcd(self.parts, READS_AT_ONCE)
+
+    @property
+    def steps_of_distance(self) -> int:
+        """Steps until all parts are read."""
+        return self.parts // self.parts_at_once
+
+    @property
+    def shifts_at_once(self) -> int:
+        """Distances that a step looks at."""
+        return READS_AT_ONCE // self.parts_at_once
 
 
 def shifted_keys(x: Inputs, place, sizes: NearSizes, interpret: bool):
@@ -93,52 +105,56 @@ def _rows(x: Inputs, n, members: int, place, sizes: NearSizes, interpret: bool) 
     key_row, columns = at * heads.kv_heads + g, x.q.shape[1]
     kv = [_columns(read(ref, key_row, None, columns=columns), interpret) for ref in (x.k, x.v)]
     fitting = jnp.maximum(heads.length - 1 - first, 0) // sizes.first_shift
-    distances = jnp.minimum(32 - jax.lax.clz(fitting), sizes.shifts)
-    parts = heads.group // members
-    return Rows(token, at, member, members, parts, parts * distances, *kv)
+    shifts = jnp.minimum(32 - jax.lax.clz(fitting), sizes.shifts)
+    return Rows(token, at, member, members, heads.group // members, shifts, *kv)
 
 
 def _from_ahead(x: Inputs, rows: Rows, place, sizes: NearSizes, interpret: bool):
     """Adds up gradients of the keys and values, by columns, for each head apart."""
 
-    def numbers(step):
-        return [step * READS_AT_ONCE + n for n in range(READS_AT_ONCE)]
-
-    def read_positions(step):
-        return [_read_position(x, n, rows, place, sizes) for n in numbers(step)]
+    def read_ahead(step):
+        return [_find_ahead(x, step, n, rows, place, sizes) for n in range(rows.shifts_at_once)]
 
     def add(step, carry):
-        positions, sums = carry
-        reads = zip(numbers(step), positions, strict=True)
-        found = [_read_ahead(x, n, position, rows, place, sizes) for n, position in reads]
-        positions = read_positions(step + 1)
+        ahead, sums = carry
+        first_part = jax.lax.rem(step, rows.steps_of_distance) * rows.parts_at_once
+        found = [
+            _read_queries(x, *one, first_part + part, rows, place, sizes)
+            for one in ahead
+            for part in range(rows.parts_at_once)
+        ]
+        ahead = read_ahead(step + 1)
         for queries in found:
             sums = _add_query(queries, rows, sums, sizes, interpret)
-        return positions, sums
+        return ahead, sums
 
     zero = [jnp.zeros(piece.shape, jnp.float32) for piece in rows.key]
-    start = read_positions(jnp.int32(0)), (zero, zero)
-    steps = jax.lax.div(rows.reads + READS_AT_ONCE - 1, READS_AT_ONCE)
+    start = read_ahead(jnp.int32(0)), (zero, zero)
+    count = rows.shifts_at_once
+    steps = jax.lax.div(rows.shifts + count - 1, count) * rows.steps_of_distance
     return jax.lax.fori_loop(jnp.int32(0), steps, add, start)[1]
 
 
-def _read_position(x: Inputs, n, rows: Rows, place, sizes: NearSizes):
-    """Reads the positions of the queries of the n-th read; -1 where there is none."""
-    token = rows.token + rows.distance(n, sizes)
-    inside = (token < sizes.heads.length) & (n < rows.reads)
-    return read(x.positions, place[1] * sizes.heads.length + token, inside, other=-1)
+def _find_ahead(x: Inputs, step, n, rows: Rows, place, sizes: NearSizes):
+    """Finds the queries of a step's n-th distance: that, and their positions, -1 for none."""
+    number = jax.lax.div(step, rows.steps_of_distance) * rows.shifts_at_once + n
+    distance = shift(number, sizes)
+    token = rows.token + distance
+    inside = (token < sizes.heads.length) & (number < rows.shifts)
+    position = read(x.positions, place[1] * sizes.heads.length + token, inside, other=-1)
+    return distance, position
 
 
-def _read_ahead(x: Inputs, n, position, rows: Rows, place, sizes: NearSizes) -> Queries:
-    """Makes the n-th read of queries; totals as wide as a piece of `_columns`.
+def _read_queries(x: Inputs, distance, position, part, rows: Rows, place, sizes: NearSizes):
+    """Reads a part of the heads of some queries; totals as wide as a piece of `_columns`.
 
     Those that are not seen stand where the key does: what is read there is not masked, which would
     be an instruction for each register, but gets no weight.
     """
-    heads, distance, columns = sizes.heads, rows.distance(n, sizes), x.q.shape[1]
+    heads, columns = sizes.heads, x.q.shape[1]
     seen = position >= distance
     at = (jnp.where(seen, rows.at + distance, rows.at) * heads.kv_heads + place[2]) * heads.group
-    at += jax.lax.rem(n, rows.parts) * rows.members + rows.member
+    at += part * rows.members + rows.member
     wide = jnp.broadcast_to(at[:, None], rows.key[0].shape)
     log_total, mean = (plgpu.load(ref.at[wide]) for ref in x.totals["short"])
     totals = PathTotals(jnp.where(seen[:, None], log_total, NOTHING), mean.astype(jnp.float32))
