@@ -1,9 +1,9 @@
 """Gradients of keys and values from queries a power of two ahead, beyond the band: `near_keys`.
 
 Each key meets one query of a distance, so nothing is multiplied as a matrix. The heads of a query
-stand side by side in memory, and so they are read: a tile has a row for each head of a few tokens,
-and as many tiles as there are heads hold all tokens. So what the heads give to a key is added up
-over all distances first, and over the heads last.
+stand side by side in memory, and narrow ones are read so: a tile has a row for each of some heads of
+some tokens, and as many tiles as those heads hold all tokens. So what the heads give to a key is
+added up over all distances first, and over the heads last.
 """
 
 import math
@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.power_attention.near import NearSizes, shift
 from pallas_kernels.power_attention.triton_backward import Inputs, PathTotals, Queries
 from pallas_kernels.triton_tools import NOTHING, exp2, fma, fms, read, widen
 
-HEADS_AT_ONCE = 2
+HEADS_BYTES = 64  # of one token, that a read takes at least if there are
 READS_AT_ONCE = 2  # before any of them is used
 READ_BYTES = 16  # of a row, by one thread
 
@@ -73,7 +74,8 @@ def shifted_keys(x: Inputs, place, sizes: NearSizes, interpret: bool):
     Returns:
       Gradients of the keys, to be scaled, and of the values: f32[tokens, D] each.
     """
-    members = next(n for n in (HEADS_AT_ONCE, 2, 1) if sizes.heads.group % n == 0)
+    row_bytes = x.q.shape[1] * x.q.dtype.itemsize
+    members = math.gcd(sizes.heads.group, pl.cdiv(HEADS_BYTES, row_bytes))
 
     def add(n, sums):
         rows = _rows(x, n, members, place, sizes, interpret)
@@ -119,7 +121,7 @@ def _from_ahead(x: Inputs, rows: Rows, place, sizes: NearSizes, interpret: bool)
         ahead, sums = carry
         first_part = jax.lax.rem(step, rows.steps_of_distance) * rows.parts_at_once
         found = [
-            _read_queries(x, *one, first_part + part, rows, place, sizes)
+            _read_queries(x, one, first_part + part, rows, place, sizes)
             for one in ahead
             for part in range(rows.parts_at_once)
         ]
@@ -145,13 +147,13 @@ def _find_ahead(x: Inputs, step, n, rows: Rows, place, sizes: NearSizes):
     return distance, position
 
 
-def _read_queries(x: Inputs, distance, position, part, rows: Rows, place, sizes: NearSizes):
+def _read_queries(x: Inputs, ahead, part, rows: Rows, place, sizes: NearSizes):
     """Reads a part of the heads of some queries; totals as wide as a piece of `_columns`.
 
     Those that are not seen stand where the key does: what is read there is not masked, which would
     be an instruction for each register, but gets no weight.
     """
-    heads, columns = sizes.heads, x.q.shape[1]
+    heads, columns, (distance, position) = sizes.heads, x.q.shape[1], ahead
     seen = position >= distance
     at = (jnp.where(seen, rows.at + distance, rows.at) * heads.kv_heads + place[2]) * heads.group
     at += part * rows.members + rows.member
