@@ -1,8 +1,8 @@
 """Gradients of keys and values from queries a power of two ahead, beyond the band: `near_keys`.
 
 Each key meets one query of a distance, so nothing is multiplied as a matrix. The heads of a query
-stand side by side in memory, and narrow ones are read so: a tile has a row for each of some heads of
-some tokens, and as many tiles as those heads hold all tokens. So what the heads give to a key is
+stand side by side in memory, and narrow ones are read so: a tile has a row for each of some heads
+of some tokens, and as many tiles as those heads hold all tokens. So what the heads give to a key is
 added up over all distances first, and over the heads last.
 """
 
