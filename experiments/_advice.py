@@ -50,12 +50,13 @@ def _lines(log: Statistics, train_command: str) -> Iterator[tuple[str, str]]:
         yield (
             "model.num_layers",
             "2 by default; on MovieLens-1M four were better, .2044 in place of .1964 in "
-            "full/ndcg@10, with 1.6 times the memory of a step",
+            "full/ndcg@10, with 1.6 times the memory of a step. Learning rates above 2e-3 then "
+            "failed in some seeds",
         )
     yield (
         "model.dtype",
         "bfloat16 on an NVIDIA GPU from A100 on: on MovieLens-1M as good as float32 with either "
-        "attention, with 29% of the memory of a step of Blossom and 56% of dense. float32 on a CPU",
+        "attention, with 30% of the memory of a step of Blossom and 59% of dense. float32 on a CPU",
     )
     flags = (f"--config.{name}={value}" for name, value in values.items())
     yield "advice", " ".join([train_command, *flags])

@@ -157,7 +157,7 @@ def _backward(paths, saved, d_out):
             with_factor=paths.with_factor,
             interpret=paths.interpret,
         )
-        queries_parts, keys_parts = (slots.reshape(-1), found.q), (found.k, found.v)
+        queries_parts, keys_parts = (slots.reshape(-1), found.q), found.kv
         if paths.with_factor:
             by_pair = found.factor.reshape(*slots.shape, -1).sum(-1)
             d_probability = jnp.where(slots >= 0, by_pair, 0.0).astype(probability.dtype)

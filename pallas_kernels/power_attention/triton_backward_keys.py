@@ -83,7 +83,7 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
         return position, [d_k, d_v]
 
     _, (d_k, d_v) = jax.lax.fori_loop(0, steps, add, (position, sums))
-    blocks = _block_parts(x, tile, b, g, sizes) if x.parts else []
+    blocks = [] if x.parts is None else _block_parts(x, tile, b, g, sizes)
     real = (tile.position >= 0)[:, None]
     totals = [jnp.where(real, total, 0.0) for total in (d_k * sizes.scale, d_v)]
     for n, part in enumerate(blocks):
@@ -112,8 +112,8 @@ def _read_band(x: Inputs, tile: Tile, step, first, sizes: NearSizes):
 def _block_parts(x: Inputs, tile: Tile, b, g, sizes: NearSizes):
     """Reads what the queries that selected a token's block give to its key and value.
 
-    They are arrays whose last rows are by slot, [B * G * slots * S, D]; there are none for blocks
-    that are not complete.
+    They are one array by slot, [B * G * slots * 2 * S, D]: of a block's keys, then of its values;
+    there are none for blocks that are not complete.
     """
     length, size = sizes.heads.length, sizes.block_size
     offset = jax.lax.rem(jnp.maximum(tile.position, 0), size)
@@ -123,9 +123,8 @@ def _block_parts(x: Inputs, tile: Tile, b, g, sizes: NearSizes):
     whole = (tile.position >= 0) & (at_last == tile.position + to_last)
     slots = pl.cdiv(length, size)
     slot = (b * sizes.heads.kv_heads + g) * slots + (tile.token - offset) // size
-    all_slots = x.positions.shape[0] // length * sizes.heads.kv_heads * slots
-    row = x.parts[0].shape[0] - all_slots * size + slot * size + offset
-    return [read(ref, row, whole, columns=x.q.shape[1]) for ref in x.parts]
+    rows = [(slot * 2 + which) * size + offset for which in range(2)]
+    return [read(x.parts, row, whole, columns=x.q.shape[1]) for row in rows]
 
 
 def near_keys(x: Inputs, sizes: NearSizes, batch: int, interpret: bool):

@@ -35,16 +35,16 @@ class Gradients(NamedTuple):
 
     Attributes:
       q: [pairs * R, D], unwritten for pairs without a block.
-      k: [runs * S, D]. The last B * G * slots * S rows are by slot; until `add_runs` they hold what
-        the first run of a list gives.
-      v: likewise.
+      kv: [B * G * slots * 2 * S, D] by slot: of its keys, then of its values. Until `add_runs` they
+        are of the first run of a list alone, rounded to the dtype.
       factor: f32[pairs * R], sum of d_logit * logit over the block's keys; None if not asked for.
+      shares: of the runs that begin at a cut, f32[extras * 2 * S, D] likewise; None without cuts.
     """
 
     q: Any
-    k: Any
-    v: Any
+    kv: Any
     factor: Any
+    shares: Any
 
 
 def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, interpret: bool):
@@ -94,9 +94,33 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
     first = find(0)
     carry = first, read_queries(first) if ahead else None, find(1), d_k, d_v
     *_, d_k, d_v = jax.lax.fori_loop(0, tiles, tile, carry)
+    _leave(out, program - x.lists.extras, program, (d_k * sizes.scale, d_v), sizes)
+
+
+def _leave(out: Gradients, block, extra, gradients, sizes: BlockSizes) -> None:
+    """Writes a run's gradients of the keys and values.
+
+    Where to is told by the program's number alone, and chosen by a branch: whose they are, and the
+    masks of two places, would take registers during the loop.
+
+    Args:
+      out: refs.
+      block: whose first or only run it is; below 0 if it begins at a cut.
+      extra: number of that cut.
+      gradients: [keys, D] each.
+      sizes: static sizes.
+    """
     n = jnp.arange(sizes.keys, dtype=jnp.int32)
-    for ref, gradient in zip((out.k, out.v), (d_k * sizes.scale, d_v), strict=True):
-        write(ref, program * sizes.block_size + n, n < sizes.block_size, gradient)
+
+    def write_to(ref, number):
+        for which, gradient in enumerate(gradients):
+            row = (number * 2 + which) * sizes.block_size + n
+            write(ref, row, n < sizes.block_size, gradient)
+
+    if out.shares is None:
+        write_to(out.kv, block)
+        return
+    jax.lax.cond(block >= 0, lambda: write_to(out.kv, block), lambda: write_to(out.shares, extra))
 
 
 def blocks_backward(
@@ -104,15 +128,15 @@ def blocks_backward(
 ) -> Gradients:
     """Launches `blocks_backward_kernel`, and adds up what the runs of a list leave."""
     rows, columns = x.lists.pairs.size * sizes.heads.group, x.q.shape[1]
-    by_run = jax.ShapeDtypeStruct((x.lists.runs * sizes.block_size, columns), x.k.dtype)
+    by_slot, by_cut = (n * 2 * sizes.block_size for n in (x.lists.blocks, x.lists.extras))
     found = launch(
         blocks_backward_kernel,
         x,
         Gradients(
             q=jax.ShapeDtypeStruct((rows, columns), x.q.dtype),
-            k=by_run,
-            v=by_run,
+            kv=jax.ShapeDtypeStruct((by_slot, columns), x.k.dtype),
             factor=jax.ShapeDtypeStruct((rows,), jnp.float32) if with_factor else None,
+            shares=jax.ShapeDtypeStruct((by_cut, columns), jnp.float32) if by_cut else None,
         ),
         name="blocks_backward",
         programs=x.lists.runs,
@@ -120,7 +144,8 @@ def blocks_backward(
         sizes=sizes,
         **sizes.launch,
     )
-    if not x.lists.extras:
+    if not by_cut:
         return found
-    d_k, d_v = add_runs((found.k, found.v), x.lists, sizes, interpret)
-    return found._replace(k=d_k, v=d_v)
+    kv = add_runs(found.kv, found.shares, x.lists, sizes, interpret)
+    # The shares' memory is free again before anything else takes some.
+    return jax.lax.optimization_barrier(found._replace(kv=kv, shares=None))

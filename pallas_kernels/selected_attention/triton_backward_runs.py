@@ -17,38 +17,35 @@ _TOGETHER = 4  # shares that are read before the first is waited for
 
 
 class Inputs(NamedTuple):
-    """Gradients of k and v by run, as `blocks_backward_kernel` leaves them, and the lists."""
+    """Gradients and shares as `blocks_backward_kernel` leaves them, and the lists."""
 
     gradients: Any
+    shares: Any
     lists: InvertedLists
 
 
 def add_runs_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool):
-    """Adds the runs of a list from its first cut on to the gradient of `LEAST_TILE` keys."""
+    """Adds what a list's runs from its first cut on give to `LEAST_TILE` of its keys or values."""
     del interpret
-    columns, size = x.gradients[0].shape[1], sizes.block_size
-    tiles = pl.cdiv(size, LEAST_TILE)
+    columns, rows = x.gradients.shape[1], 2 * sizes.block_size
+    tiles = pl.cdiv(rows, LEAST_TILE)
     program = pl.program_id(0)
     extra = program // tiles
     n = (program % tiles) * LEAST_TILE + jnp.arange(LEAST_TILE, dtype=jnp.int32)
     block, count = _runs_after(x.lists, extra, sizes.longest_run(x.lists))
 
-    def read_both(number, there):
-        at, inside = number * size + n, (n < size) & there
-        found = (read(ref, at, inside, columns=columns) for ref in x.gradients)
-        return [each.astype(jnp.float32) for each in found]
+    def read_share(run):
+        return read(x.shares, (extra + run) * rows + n, (n < rows) & (run < count), columns=columns)
 
-    def add(m, totals):
-        runs = [m * _TOGETHER + each for each in range(_TOGETHER)]
-        for share in [read_both(extra + run, run < count) for run in runs]:
-            totals = [total + more for total, more in zip(totals, share, strict=True)]
-        return totals
+    def add(m, total):
+        for share in [read_share(m * _TOGETHER + each) for each in range(_TOGETHER)]:
+            total += share
+        return total
 
-    first = x.lists.extras + block
-    totals = read_both(first, count > 0)
-    totals = jax.lax.fori_loop(0, pl.cdiv(count, _TOGETHER), add, totals)
-    for ref, total in zip(out, totals, strict=True):
-        write(ref, first * size + n, (n < size) & (count > 0), total)
+    at, real = block * rows + n, (n < rows) & (count > 0)
+    total = read(x.gradients, at, real, columns=columns).astype(jnp.float32)
+    total = jax.lax.fori_loop(0, pl.cdiv(count, _TOGETHER), add, total)
+    write(out, at, real, total)
 
 
 def _runs_after(lists: InvertedLists, extra, longest: int):
@@ -63,27 +60,28 @@ def _runs_after(lists: InvertedLists, extra, longest: int):
     return block, jnp.where(is_first, pl.cdiv(end - cut, longest), 0)
 
 
-def add_runs(gradients, lists: InvertedLists, sizes: BlockSizes, interpret: bool):
+def add_runs(gradients, shares, lists: InvertedLists, sizes: BlockSizes, interpret: bool):
     """Launches `add_runs_kernel`, in place.
 
     Args:
-      gradients: of k and v by run, [runs * S, D] each.
+      gradients: of keys and values by slot, as in `Gradients`.
+      shares: of the runs that begin at a cut, likewise.
       lists: from `invert`; some may be cut.
       sizes: of the kernel that left them.
       interpret: see `launch`.
 
     Returns:
-      The same, where those of a list's first run hold those of all its runs.
+      Gradients by slot, from all runs.
     """
     return launch(
         add_runs_kernel,
-        Inputs(gradients, lists),
-        tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in gradients),
+        Inputs(gradients, shares, lists),
+        jax.ShapeDtypeStruct(gradients.shape, gradients.dtype),
         name="add_runs",
-        programs=lists.extras * pl.cdiv(sizes.block_size, LEAST_TILE),
-        num_warps=warps_for(LEAST_TILE * gradients[0].shape[1], 8, least=1),
+        programs=lists.extras * pl.cdiv(2 * sizes.block_size, LEAST_TILE),
+        num_warps=warps_for(LEAST_TILE * gradients.shape[1], 8, least=1),
         num_stages=1,
-        in_place=2,
+        in_place=1,
         interpret=interpret,
         sizes=sizes,
     )

@@ -20,7 +20,7 @@ from cases import (
 
 import pallas_kernels
 from pallas_kernels.blossom_attention import xla_band
-from pallas_kernels.power_attention import near
+from pallas_kernels.power_attention import near, triton_backward_shifts
 
 QKV = ("q", "k", "v")
 BLOSSOM_INPUTS = (*QKV, "summary_keys", "gate")
@@ -79,6 +79,14 @@ def test_bfloat16_stays_within_its_bound(case, implementation):
 def test_power_attention_alone(case, implementation):
     sizes = ("window", "causal", "max_history")
     check("power_attention", case, QKV, sizes, implementation, "float32")
+
+
+@pytest.mark.parametrize("together", [2, 4])
+def test_heads_may_be_read_side_by_side(together, monkeypatch):
+    case = Case(num_heads=8)
+    row_bytes = max(16, case.head_size) * 4
+    monkeypatch.setattr(triton_backward_shifts, "HEADS_BYTES", together * row_bytes)
+    check("power_attention", case, QKV, ("window",), "triton_interpret", "float32")
 
 
 @pytest.mark.parametrize("case, implementation", runs([*CASES[:7], *CASES[10:]]), ids=str)
