@@ -2,7 +2,9 @@
 
     python -m experiments.train --config=configs/gowalla_nyc.py --workdir=runs/gowalla_nyc
 
-People return to places, so `full_keep` is the headline.
+People return to places: 31% of the targets repeat one, so `full_keep` is the headline. Dropout and
+batch are those of gowalla_1000.py, untuned. On an H200 2,000 steps of three seeds together took
+33 s: test full_keep recall@10 / ndcg@10 .2840 / .1816, full .1068 / .0653 (docs/results.md).
 """
 
 import ml_collections

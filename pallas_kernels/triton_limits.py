@@ -1,11 +1,12 @@
 """What the Triton kernels cannot serve, said before anything is traced."""
 
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
 from pallas_kernels.capable import MOST_SHARED_MEMORY
 from pallas_kernels.triton_tools import padded_head
 
-MOST_ELEMENTS = 2**31 - 1  # of an array: offsets are int32
+MOST_ELEMENTS = 2**31 - 1  # of an array: the kernels' offsets are int32
 LARGEST_HEAD = 128
 LARGEST_GROUP = 16
 LARGEST_BAND = 128  # tokens of a block or a window: all of them are held at once
@@ -19,9 +20,9 @@ def refusal(
     num_kv_heads: int,
     *,
     causal: bool,
-    block_size: int = 1,
+    block_size: int = 0,
     window: int = 1,
-    num_selected: int = 1,
+    num_selected: int = 0,
 ) -> str | None:
     """Says which rule a call breaks, with the value; None if the kernels can serve it.
 
@@ -29,13 +30,14 @@ def refusal(
       q: [B, L, H, D].
       num_kv_heads: G.
       causal: whether a query sees only its past.
-      block_size: S.
+      block_size: S, 0 where no blocks are attended.
       window: W.
-      num_selected: N.
+      num_selected: N, 0 where none are chosen.
     """
     batch, length, heads, head_size = q.shape
-    parts, chosen = part_elements(q, num_selected), batch * length * num_kv_heads * num_selected
-    shared = shared_memory(q, block_size)
+    parts = row_elements(q, num_kv_heads, block_size=block_size, num_selected=num_selected)
+    chosen = batch * length * num_kv_heads * num_selected
+    shared = shared_memory(q, block_size) if block_size else 0
     rules = (
         (not causal, f"{causal=}: its kernels are causal"),
         (str(q.dtype) not in ("bfloat16", "float32"), f"{q.dtype} is neither bfloat16 nor float32"),
@@ -71,25 +73,31 @@ def shared_memory(q, block_size: int) -> int:
     return block * (6 if narrow else 24) + (16 if narrow else 24) * 1024
 
 
-def part_elements(q, num_selected: int) -> int:
-    """Counts what the selected blocks of one row of the batch give to its queries.
+def row_elements(q, num_kv_heads: int, *, block_size: int = 0, num_selected: int = 0) -> int:
+    """Counts the elements of the largest array that a row of the batch has in the kernels.
+
+    That is q, or what its selected blocks give to its queries, or to its keys and values.
 
     Args:
       q: [B, L, H, D].
-      num_selected: N.
+      num_kv_heads: G.
+      block_size: S, 0 where no blocks are attended.
+      num_selected: N, 0 where none are chosen.
     """
     _, length, heads, head_size = q.shape
-    return length * heads * padded_head(head_size) * num_selected
+    to_queries = length * heads * max(1, num_selected)
+    to_keys_and_values = 2 * pl.cdiv(length, max(1, block_size)) * block_size * num_kv_heads
+    return max(to_queries, to_keys_and_values) * padded_head(head_size)
 
 
-def row_groups(q, num_selected: int) -> int:
+def row_groups(q, of_a_row: int) -> int:
     """Returns in how many groups of equal size rows are to be attended, one after the other.
 
     Args:
       q: [B, L, H, D], which `refusal` does not refuse.
-      num_selected: N.
+      of_a_row: from `row_elements`.
     """
-    most = MOST_ELEMENTS // max(1, part_elements(q, num_selected))  # rows at a time
+    most = MOST_ELEMENTS // max(1, of_a_row)  # rows at a time
     batch = q.shape[0]
     fitting = (n for n in range(1, batch + 1) if batch % n == 0 and batch <= n * most)
     return next(fitting)

@@ -26,7 +26,7 @@ from pallas_kernels.selected_attention.blocks import BlockSizes
 from pallas_kernels.selected_attention.config import BlockTiles
 from pallas_kernels.selected_attention.inverted_lists import invert
 from pallas_kernels.selected_attention.triton_forward import blocks_forward
-from pallas_kernels.triton_limits import row_groups
+from pallas_kernels.triton_limits import row_elements, row_groups
 from pallas_kernels.triton_tools import (
     LEAST_TILE,
     Heads,
@@ -108,7 +108,9 @@ def attend(
       paths: which paths.
     """
     arrays = q, k, v, slots, probability, gate, positions
-    groups = row_groups(q, 1 if slots is None else slots.shape[-1])
+    num_selected = 0 if slots is None else slots.shape[-1]
+    blocks = {"block_size": paths.block_size, "num_selected": num_selected}
+    groups = row_groups(q, row_elements(q, k.shape[2], **blocks))
     if groups == 1:
         return _attend(*arrays, paths)
     split = jax.tree.map(lambda x: x.reshape(groups, -1, *x.shape[1:]), arrays)

@@ -195,6 +195,18 @@ def widen(x, interpret: bool):
     return result
 
 
+def block_row(block, which: int, offset, block_size: int):
+    """Returns a row of [blocks * 2 * S, D], which holds a block's keys, then its values.
+
+    Args:
+      block: its number.
+      which: 0 for a key, 1 for a value.
+      offset: of the token in the block.
+      block_size: S.
+    """
+    return (block * 2 + which) * block_size + offset
+
+
 def hold(x, program):
     """Returns what was read; keeps it in registers until here.
 

@@ -1,5 +1,6 @@
 """Prepares JAX for the whole test suite, before any test module imports it."""
 
+import importlib.metadata
 import os
 import pathlib
 
@@ -12,9 +13,13 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = os.environ.get("BLOSSOM_TEST_PLATFORM", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-# Compiling programs that run for a moment is most of the work. The same programs, fused the same
-# way, become slower machine code; 0 compiles them as users do, and test_train's processes always.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Compiling programs that run for a moment is most of the work. Here they become slower machine
+# code, up to jaxlib 0.10 by XLA's former emitters of fusions, which compile in half the time. 0
+# compiles them as users do, and so test_train's processes always are.
+quick = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
+version = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
+if quick and version < (0, 11):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import hypothesis  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402

@@ -153,7 +153,8 @@ def mean_kernel(operands, out, *, sizes: Sizes, interpret: bool):
     zero, zeros = (jnp.zeros(x.shape, jnp.float32) for x in (rows.number, rows.values))
     start = zero + _LOWEST, zero, zeros
     highest, total, weighted = jax.lax.fori_loop(rows.begin, rows.end, add, start)
-    # Logits that f32 cannot tell apart may lose all weights: the loss is to show that, not finite.
+    # Logits that f32 cannot tell apart may lose all weights: the loss is to be NaN then, as it is
+    # infinite where a weight overflows.
     lost = (total == 0) & (highest > _LOWEST)
     some = (total != 0) | lost
     total = jnp.where(lost, jnp.nan, jnp.where(some, total, 1.0))

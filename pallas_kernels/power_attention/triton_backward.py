@@ -40,7 +40,7 @@ class Inputs(NamedTuple):
       positions: int32[B * L].
       totals: `PathTotals` by path.
       parts: gradients of the selected blocks to add. For queries [pairs * R, D], with the slots;
-        for keys and values [B * G * slots * 2 * S, D] by slot. None where there are none.
+        for keys and values [B * G * slots * 2 * S, D] by slot, see `block_row`. None without any.
     """
 
     q: Any

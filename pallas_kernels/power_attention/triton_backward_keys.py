@@ -16,6 +16,7 @@ from pallas_kernels.power_attention.triton_backward import Inputs, PathTotals, r
 from pallas_kernels.power_attention.triton_backward_shifts import shifted_keys
 from pallas_kernels.triton_tools import (
     Tile,
+    block_row,
     dot,
     exp2,
     fma,
@@ -123,7 +124,7 @@ def _block_parts(x: Inputs, tile: Tile, b, g, sizes: NearSizes):
     whole = (tile.position >= 0) & (at_last == tile.position + to_last)
     slots = pl.cdiv(length, size)
     slot = (b * sizes.heads.kv_heads + g) * slots + (tile.token - offset) // size
-    rows = [(slot * 2 + which) * size + offset for which in range(2)]
+    rows = [block_row(slot, which, offset, size) for which in range(2)]
     return [read(x.parts, row, whole, columns=x.q.shape[1]) for row in rows]
 
 

@@ -1,11 +1,12 @@
 """Gradients of keys and values from queries a power of two ahead, beyond the band: `near_keys`.
 
 Each key meets one query of a distance, so nothing is multiplied as a matrix. The heads of a query
-stand side by side in memory, and narrow ones are read so: a tile has a row for each of some heads
-of some tokens, and as many tiles as those heads hold all tokens. So what the heads give to a key is
-added up over all distances first, and over the heads last.
+stand side by side in memory, and narrow ones are read so: a tile has a row for each of `together`
+heads of some tokens, and as many such tiles cover the program's tokens. So what the heads give to a
+key is added up over all distances first, and over the heads last.
 """
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -18,21 +19,63 @@ from pallas_kernels.power_attention.near import NearSizes, shift
 from pallas_kernels.power_attention.triton_backward import Inputs, PathTotals, Queries
 from pallas_kernels.triton_tools import NOTHING, exp2, fma, fms, read, widen
 
-HEADS_BYTES = 64  # of one token, that a read takes at least if there are
+HEADS_BYTES = 64  # of a token, that heads read side by side come to at least, if there are as many
 READS_AT_ONCE = 2  # before any of them is used
 READ_BYTES = 16  # of a row, by one thread
 
 
+@dataclasses.dataclass(frozen=True)
+class HeadReads:
+    """Which query heads of a group are read together, and in which steps.
+
+    Attributes:
+      group: R, query heads that share a key.
+      row_bytes: of one of them.
+    """
+
+    group: int
+    row_bytes: int
+
+    @property
+    def together(self) -> int:
+        """Heads that stand side by side in one read; divides the group."""
+        return math.gcd(self.group, pl.cdiv(HEADS_BYTES, self.row_bytes))
+
+    @property
+    def of_distance(self) -> int:
+        """Reads that take the whole group at one distance."""
+        return self.group // self.together
+
+    @property
+    def of_step(self) -> int:
+        """Reads that a step makes at each of its distances."""
+        return math.gcd(self.of_distance, READS_AT_ONCE)
+
+    @property
+    def distances(self) -> int:
+        """Distances that a step looks at."""
+        return READS_AT_ONCE // self.of_step
+
+    def steps(self, distances):
+        """Returns how many steps so many distances take."""
+        chunks = jax.lax.div(distances + self.distances - 1, self.distances)
+        return chunks * (self.of_distance // self.of_step)
+
+    def place(self, step):
+        """Returns a step's first distance, by number, and its first read of each."""
+        steps_of_distance = self.of_distance // self.of_step
+        first = jax.lax.div(step, steps_of_distance) * self.distances
+        return first, jax.lax.rem(step, steps_of_distance) * self.of_step
+
+
 class Rows(NamedTuple):
-    """Some tokens' keys, a row for each of some query heads.
+    """Some tokens' keys, a row for each of the query heads that are read together.
 
     Attributes:
       token: int32[rows], index in the row of the batch.
       at: int32[rows], the same in the whole batch, of a token that exists.
-      member: int32[rows], query head, of those of a group that are read at a time.
-      members: how many that are.
-      parts: how many times a group is as many.
-      shifts: how many distances are looked at.
+      member: int32[rows], which of those heads.
+      distances: int32[], how many are looked at.
       key: columns of the keys, see `_columns`.
       value: of the values.
     """
@@ -40,26 +83,9 @@ class Rows(NamedTuple):
     token: Any
     at: Any
     member: Any
-    members: int
-    parts: int
-    shifts: Any
+    distances: Any
     key: list
     value: list
-
-    @property
-    def parts_at_once(self) -> int:
-        """Of each distance."""
-        return math.gcd(self.parts, READS_AT_ONCE)
-
-    @property
-    def steps_of_distance(self) -> int:
-        """Steps until all parts are read."""
-        return self.parts // self.parts_at_once
-
-    @property
-    def shifts_at_once(self) -> int:
-        """Distances that a step looks at."""
-        return READS_AT_ONCE // self.parts_at_once
 
 
 def shifted_keys(x: Inputs, place, sizes: NearSizes, interpret: bool):
@@ -74,81 +100,78 @@ def shifted_keys(x: Inputs, place, sizes: NearSizes, interpret: bool):
     Returns:
       Gradients of the keys, to be scaled, and of the values: f32[tokens, D] each.
     """
-    row_bytes = x.q.shape[1] * x.q.dtype.itemsize
-    members = math.gcd(sizes.heads.group, pl.cdiv(HEADS_BYTES, row_bytes))
+    columns, itemsize = x.q.shape[1], x.q.dtype.itemsize
+    reads = HeadReads(sizes.heads.group, columns * itemsize)
 
     def add(n, sums):
-        rows = _rows(x, n, members, place, sizes, interpret)
-        found = _from_ahead(x, rows, place, sizes, interpret)
+        rows = _rows(x, n, reads, place, sizes, interpret)
+        found = _from_ahead(x, rows, reads, place, sizes, interpret)
         own = (rows.member == n)[:, None]  # the row that stands for this tile's token
 
         def put(new, old):
-            return jnp.where(own, _over_heads(new, members), old)
+            return jnp.where(own, _over_heads(new, reads.together), old)
 
         return jax.tree.map(put, found, sums)
 
-    columns, count = x.q.shape[1], READ_BYTES // x.q.dtype.itemsize
+    count = READ_BYTES // itemsize
     zero = [jnp.zeros((sizes.tokens, columns // count), jnp.float32)] * count
-    sums = jax.lax.fori_loop(jnp.int32(0), jnp.int32(members), add, (zero, zero))
+    sums = jax.lax.fori_loop(jnp.int32(0), jnp.int32(reads.together), add, (zero, zero))
     return [_joined(pieces) for pieces in sums]
 
 
-def _rows(x: Inputs, n, members: int, place, sizes: NearSizes, interpret: bool) -> Rows:
-    """Takes the n-th of every `members` tokens of a tile.
+def _rows(x: Inputs, n, reads: HeadReads, place, sizes: NearSizes, interpret: bool) -> Rows:
+    """Takes the n-th of every `reads.together` tokens of a tile.
 
     Keys are read again, from the first-level cache: the band has them as operands of products.
     Distances at which the whole tile would look past the end of the row are left out.
     """
     heads, (first, b, g) = sizes.heads, place
     row = jnp.arange(sizes.tokens, dtype=jnp.int32)
-    member = jax.lax.rem(row, members)
+    member = jax.lax.rem(row, reads.together)
     token = first + row - member + n
     at = b * heads.length + jnp.minimum(token, heads.length - 1)
     key_row, columns = at * heads.kv_heads + g, x.q.shape[1]
     kv = [_columns(read(ref, key_row, None, columns=columns), interpret) for ref in (x.k, x.v)]
     fitting = jnp.maximum(heads.length - 1 - first, 0) // sizes.first_shift
-    shifts = jnp.minimum(32 - jax.lax.clz(fitting), sizes.shifts)
-    return Rows(token, at, member, members, heads.group // members, shifts, *kv)
+    distances = jnp.minimum(32 - jax.lax.clz(fitting), sizes.shifts)
+    return Rows(token, at, member, distances, *kv)
 
 
-def _from_ahead(x: Inputs, rows: Rows, place, sizes: NearSizes, interpret: bool):
-    """Adds up gradients of the keys and values, by columns, for each head apart."""
+def _from_ahead(x: Inputs, rows: Rows, reads: HeadReads, place, sizes: NearSizes, interpret: bool):
+    """Adds up gradients of the keys and values, by columns, for each head of a read apart."""
 
-    def read_ahead(step):
-        return [_find_ahead(x, step, n, rows, place, sizes) for n in range(rows.shifts_at_once)]
+    def find_ahead(step):
+        first, _ = reads.place(step)
+        return [_find_ahead(x, first + n, rows, place, sizes) for n in range(reads.distances)]
 
     def add(step, carry):
         ahead, sums = carry
-        first_part = jax.lax.rem(step, rows.steps_of_distance) * rows.parts_at_once
+        _, first = reads.place(step)
         found = [
-            _read_queries(x, one, first_part + part, rows, place, sizes)
+            _read_ahead(x, one, (first + n) * reads.together, rows, place, sizes)
             for one in ahead
-            for part in range(rows.parts_at_once)
+            for n in range(reads.of_step)
         ]
-        ahead = read_ahead(step + 1)
+        ahead = find_ahead(step + 1)
         for queries in found:
             sums = _add_query(queries, rows, sums, sizes, interpret)
         return ahead, sums
 
     zero = [jnp.zeros(piece.shape, jnp.float32) for piece in rows.key]
-    start = read_ahead(jnp.int32(0)), (zero, zero)
-    count = rows.shifts_at_once
-    steps = jax.lax.div(rows.shifts + count - 1, count) * rows.steps_of_distance
-    return jax.lax.fori_loop(jnp.int32(0), steps, add, start)[1]
+    start = find_ahead(jnp.int32(0)), (zero, zero)
+    return jax.lax.fori_loop(jnp.int32(0), reads.steps(rows.distances), add, start)[1]
 
 
-def _find_ahead(x: Inputs, step, n, rows: Rows, place, sizes: NearSizes):
-    """Finds the queries of a step's n-th distance: that, and their positions, -1 for none."""
-    number = jax.lax.div(step, rows.steps_of_distance) * rows.shifts_at_once + n
+def _find_ahead(x: Inputs, number, rows: Rows, place, sizes: NearSizes):
+    """Returns a distance by its number, and the positions of the queries there, -1 for none."""
     distance = shift(number, sizes)
     token = rows.token + distance
-    inside = (token < sizes.heads.length) & (number < rows.shifts)
-    position = read(x.positions, place[1] * sizes.heads.length + token, inside, other=-1)
-    return distance, position
+    inside = (token < sizes.heads.length) & (number < rows.distances)
+    return distance, read(x.positions, place[1] * sizes.heads.length + token, inside, other=-1)
 
 
-def _read_queries(x: Inputs, ahead, part, rows: Rows, place, sizes: NearSizes):
-    """Reads a part of the heads of some queries; totals as wide as a piece of `_columns`.
+def _read_ahead(x: Inputs, ahead, first_head, rows: Rows, place, sizes: NearSizes) -> Queries:
+    """Reads some heads of the queries that were found; totals as wide as a piece of `_columns`.
 
     Those that are not seen stand where the key does: what is read there is not masked, which would
     be an instruction for each register, but gets no weight.
@@ -156,7 +179,7 @@ def _read_queries(x: Inputs, ahead, part, rows: Rows, place, sizes: NearSizes):
     heads, columns, (distance, position) = sizes.heads, x.q.shape[1], ahead
     seen = position >= distance
     at = (jnp.where(seen, rows.at + distance, rows.at) * heads.kv_heads + place[2]) * heads.group
-    at += part * rows.members + rows.member
+    at += first_head + rows.member
     wide = jnp.broadcast_to(at[:, None], rows.key[0].shape)
     log_total, mean = (plgpu.load(ref.at[wide]) for ref in x.totals["short"])
     totals = PathTotals(jnp.where(seen[:, None], log_total, NOTHING), mean.astype(jnp.float32))

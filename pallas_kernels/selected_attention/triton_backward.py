@@ -2,8 +2,8 @@
 
 A block's keys and values get their gradient from the block's own list of queries, in the list's
 order, and repeats are equal to the bit. Of a list that is cut each run leaves its share, which
-triton_backward_runs.py adds up. The queries' gradients are left as parts, one for each pair, which
-the kernel of near keys adds up.
+triton_backward_runs.py adds up. The queries' gradients are left as parts, one for each pair:
+`near_queries` adds them up, and `near_keys` adds those of keys and values to its own.
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +16,17 @@ from pallas_kernels.power_attention.triton_backward import PathTotals, read_mean
 from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pair_rows
 from pallas_kernels.selected_attention.inverted_lists import InvertedLists, find_run
 from pallas_kernels.selected_attention.triton_backward_runs import add_runs
-from pallas_kernels.triton_tools import NOTHING, dot, exp2, fma, hold, launch, read, write
+from pallas_kernels.triton_tools import (
+    NOTHING,
+    block_row,
+    dot,
+    exp2,
+    fma,
+    hold,
+    launch,
+    read,
+    write,
+)
 
 
 class Inputs(NamedTuple):
@@ -94,33 +104,27 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
     first = find(0)
     carry = first, read_queries(first) if ahead else None, find(1), d_k, d_v
     *_, d_k, d_v = jax.lax.fori_loop(0, tiles, tile, carry)
-    _leave(out, program - x.lists.extras, program, (d_k * sizes.scale, d_v), sizes)
+    _write_gradients(out, x.lists, program, (d_k * sizes.scale, d_v), sizes)
 
 
-def _leave(out: Gradients, block, extra, gradients, sizes: BlockSizes) -> None:
-    """Writes a run's gradients of the keys and values.
+def _write_gradients(out: Gradients, lists: InvertedLists, program, gradients, sizes: BlockSizes):
+    """Writes a run's gradients of the keys and values, [keys, D] each.
 
     Where to is told by the program's number alone, and chosen by a branch: whose they are, and the
     masks of two places, would take registers during the loop.
-
-    Args:
-      out: refs.
-      block: whose first or only run it is; below 0 if it begins at a cut.
-      extra: number of that cut.
-      gradients: [keys, D] each.
-      sizes: static sizes.
     """
     n = jnp.arange(sizes.keys, dtype=jnp.int32)
 
     def write_to(ref, number):
         for which, gradient in enumerate(gradients):
-            row = (number * 2 + which) * sizes.block_size + n
+            row = block_row(number, which, n, sizes.block_size)
             write(ref, row, n < sizes.block_size, gradient)
 
+    block = program - lists.extras
     if out.shares is None:
         write_to(out.kv, block)
         return
-    jax.lax.cond(block >= 0, lambda: write_to(out.kv, block), lambda: write_to(out.shares, extra))
+    jax.lax.cond(block >= 0, lambda: write_to(out.kv, block), lambda: write_to(out.shares, program))
 
 
 def blocks_backward(

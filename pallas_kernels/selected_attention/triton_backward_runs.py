@@ -1,6 +1,7 @@
 """Kernel that adds up the gradients of blocks whose list was cut: see triton_backward.py.
 
-One program adds all shares of some keys, in the list's order: repeats are equal to the bit.
+One program adds all shares of `LEAST_TILE` rows of a block, which has as many as keys and values,
+in the list's order: repeats are equal to the bit.
 """
 
 from typing import Any, NamedTuple
@@ -25,24 +26,24 @@ class Inputs(NamedTuple):
 
 
 def add_runs_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool):
-    """Adds what a list's runs from its first cut on give to `LEAST_TILE` of its keys or values."""
+    """Adds what a list's runs from its first cut on give to some rows of its keys and values."""
     del interpret
-    columns, rows = x.gradients.shape[1], 2 * sizes.block_size
-    tiles = pl.cdiv(rows, LEAST_TILE)
+    columns, size = x.gradients.shape[1], 2 * sizes.block_size
+    tiles = pl.cdiv(size, LEAST_TILE)
     program = pl.program_id(0)
     extra = program // tiles
     n = (program % tiles) * LEAST_TILE + jnp.arange(LEAST_TILE, dtype=jnp.int32)
     block, count = _runs_after(x.lists, extra, sizes.longest_run(x.lists))
 
     def read_share(run):
-        return read(x.shares, (extra + run) * rows + n, (n < rows) & (run < count), columns=columns)
+        return read(x.shares, (extra + run) * size + n, (n < size) & (run < count), columns=columns)
 
     def add(m, total):
         for share in [read_share(m * _TOGETHER + each) for each in range(_TOGETHER)]:
             total += share
         return total
 
-    at, real = block * rows + n, (n < rows) & (count > 0)
+    at, real = block * size + n, (n < size) & (count > 0)
     total = read(x.gradients, at, real, columns=columns).astype(jnp.float32)
     total = jax.lax.fori_loop(0, pl.cdiv(count, _TOGETHER), add, total)
     write(out, at, real, total)

@@ -101,6 +101,13 @@ def test_shapes_that_the_kernels_cannot_serve_are_named(shape, dtype, message):
     assert re.search(message, refusal(q, 2, causal=True, num_selected=4))
 
 
+def test_what_blocks_give_to_keys_and_values_is_counted_where_there_are_blocks():
+    q = jax.ShapeDtypeStruct((1, 2**17, 64, 128), "bfloat16")
+    message = refusal(q, 64, causal=True, block_size=16, num_selected=1)
+    assert message and "a row has 2147483648 elements" in message
+    assert refusal(q, 64, causal=True, window=8) is None
+
+
 @pytest.mark.parametrize(
     ("dtype", "head_size", "block_size", "needed"),
     [

@@ -55,7 +55,8 @@ def test_the_last_kernels_write_the_gradient(tmp_path):
 
 def test_rows_in_groups_are_refused(monkeypatch, tmp_path):
     case = Case("blossom_attention", "triton_interpret", length=32, rows=2)
-    of_a_row = triton_limits.part_elements(case.build(None)[1][0], case.num_selected)
+    q, k, *_ = case.build(None)[1]
+    of_a_row = triton_limits.row_elements(q, k.shape[2], num_selected=case.num_selected)
     monkeypatch.setattr(triton_limits, "MOST_ELEMENTS", of_a_row)
     with pytest.raises(
         NotImplementedError, match="a kernel inside .*: rows are attended in groups"

@@ -41,8 +41,10 @@ def test_runs_hold_every_pair_once(lengths):
     found = []
     for program, (block, begin, end) in enumerate(zip(*runs, strict=True)):
         assert end - begin <= longest
-        # What `add_runs` and the kernel of near keys count on.
-        assert begin == (program + 1) * longest or program - lists.extras == block
+        if program < lists.extras:  # what `add_runs` counts on
+            assert begin == (program + 1) * longest
+        else:  # and where gradients are written
+            assert block == program - lists.extras
         found += [(place, block) for place in range(begin, end)]
     assert sorted(found) == list(enumerate(blocks))
 
@@ -65,4 +67,9 @@ def test_runs_grow_with_what_there_is_to_do():
 
 def test_short_histories_have_no_cuts():
     slots, positions = jnp.zeros((8, 128, 2, 3), jnp.int32), jnp.zeros((8, 128), jnp.int32)
-    assert invert(slots, positions, 8, interpret=True).extras == 0
+    lists = invert(slots, positions, 8, interpret=True)
+    assert lists.extras == 0 and lists.runs == lists.blocks
+    block, begin, end = find_run(lists, jnp.arange(lists.runs, dtype=jnp.int32), 128)
+    np.testing.assert_array_equal(block, np.arange(lists.blocks))
+    np.testing.assert_array_equal(begin, lists.begins[:-1])
+    np.testing.assert_array_equal(end, lists.begins[1:])

@@ -20,7 +20,9 @@ from cases import (
 
 import pallas_kernels
 from pallas_kernels.blossom_attention import xla_band
-from pallas_kernels.power_attention import near, triton_backward_shifts
+from pallas_kernels.power_attention import near
+from pallas_kernels.power_attention import triton_backward_shifts as shifts
+from pallas_kernels.triton_tools import padded_head
 
 QKV = ("q", "k", "v")
 BLOSSOM_INPUTS = (*QKV, "summary_keys", "gate")
@@ -81,12 +83,23 @@ def test_power_attention_alone(case, implementation):
     check("power_attention", case, QKV, sizes, implementation, "float32")
 
 
-@pytest.mark.parametrize("together", [2, 4])
-def test_heads_may_be_read_side_by_side(together, monkeypatch):
-    case = Case(num_heads=8)
-    row_bytes = max(16, case.head_size) * 4
-    monkeypatch.setattr(triton_backward_shifts, "HEADS_BYTES", together * row_bytes)
-    check("power_attention", case, QKV, ("window",), "triton_interpret", "float32")
+@pytest.mark.parametrize(
+    "num_heads, dtype, together, reads",
+    [
+        (2, "float32", 1, (1, 1, 2)),  # of a distance, of a step at each, distances of a step
+        (6, "float32", 1, (3, 1, 2)),
+        (12, "bfloat16", 2, (3, 1, 2)),
+        (8, "float32", 1, (4, 2, 1)),
+        (8, "float32", 2, (2, 2, 1)),
+    ],
+)
+def test_heads_are_read_in_several_ways(num_heads, dtype, together, reads, monkeypatch):
+    case = Case("long", num_heads=num_heads)
+    row_bytes = padded_head(case.head_size) * jnp.dtype(dtype).itemsize
+    monkeypatch.setattr(shifts, "HEADS_BYTES", together * row_bytes)
+    how = shifts.HeadReads(num_heads // case.num_kv_heads, row_bytes)
+    assert how.together == together and (how.of_distance, how.of_step, how.distances) == reads
+    check("power_attention", case, QKV, ("window",), "triton_interpret", dtype)
 
 
 @pytest.mark.parametrize("case, implementation", runs([*CASES[:7], *CASES[10:]]), ids=str)

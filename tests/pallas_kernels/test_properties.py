@@ -149,9 +149,10 @@ def test_rows_in_groups_give_the_same_numbers(monkeypatch):
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3, 4), has_aux=True))(*inputs)
 
     whole = gradients()
-    of_a_row = triton_limits.part_elements(inputs[0], N)
+    q, k, *_ = inputs
+    of_a_row = triton_limits.row_elements(q, k.shape[2], block_size=S, num_selected=N)
     monkeypatch.setattr(triton_limits, "MOST_ELEMENTS", 2 * of_a_row)
-    assert triton_limits.row_groups(inputs[0], N) == 3
+    assert triton_limits.row_groups(q, of_a_row) == 3
     same = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-4)
     jax.tree.map(same, gradients(), whole)
 
@@ -159,5 +160,13 @@ def test_rows_in_groups_give_the_same_numbers(monkeypatch):
 @pytest.mark.parametrize("batch, most, groups", [(6, 6, 1), (6, 5, 2), (6, 1, 6), (7, 3, 7)])
 def test_groups_of_rows_are_the_fewest_of_equal_size(monkeypatch, batch, most, groups):
     q = jax.ShapeDtypeStruct((batch, 8, 2, 24), jnp.float32)
-    monkeypatch.setattr(triton_limits, "MOST_ELEMENTS", most * 8 * 2 * 32 * 4 + 1)
-    assert triton_limits.row_groups(q, 4) == groups
+    of_a_row = triton_limits.row_elements(q, 1, block_size=4, num_selected=4)
+    assert of_a_row == 8 * 2 * 32 * 4
+    monkeypatch.setattr(triton_limits, "MOST_ELEMENTS", most * of_a_row + 1)
+    assert triton_limits.row_groups(q, of_a_row) == groups
+
+
+@pytest.mark.parametrize("blocks, rows", [({}, 5 * 2), ({"block_size": 8}, 2 * 8 * 2)])
+def test_gradients_of_whole_blocks_count_where_there_are_blocks(blocks, rows):
+    q = jax.ShapeDtypeStruct((4, 5, 2, 24), jnp.float32)
+    assert triton_limits.row_elements(q, 2, **blocks) == rows * 32
