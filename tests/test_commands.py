@@ -1,7 +1,8 @@
 """Runs every command that the README and docs/ show: as shown, but on a tiny log and a few steps.
 
 A page is read from top to bottom in a folder of its own, so that a later command finds what an
-earlier one wrote. Where a page uses a run that it does not train, there is one.
+earlier one wrote. Where a page uses a run that it does not train, there is one. A sweep's rows and
+grid are read and checked, not trained, but for those of the quickstart.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import pathlib
 import re
 import shlex
 import shutil
+from unittest import mock
 
 import jax
 import numpy as np
@@ -22,6 +24,7 @@ from blossom_jax.data import load, registry
 from blossom_jax.errors import UserError
 from configs.sweeps import quickstart
 from experiments import train
+from experiments.sweep import __main__ as sweep
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -31,7 +34,6 @@ TRAIN = SIZES | {
     "train.warmup_steps": 1,
     "eval.batch_users": 64,
 }
-DENSE = {"model.attention": "dense"}
 # What is added to a command, by its first words; the longest that fits.
 SMALL = {
     "train": [f"--config.{key}={value}" for key, value in TRAIN.items()],
@@ -58,10 +60,9 @@ SMALL = {
         *("--training-lengths=32", "--training-tokens=64", "--items=30"),
     ],
 }
-SMALL["sweep"] = [*SMALL["train"], "--seeds=1", "--sweep=one_row.py"]
-QUICKSTART = "--sweep=configs/sweeps/quickstart.py"  # is trained where a page shows it
+SMALL["sweep"] = [*SMALL["train"], "--seeds=1"]
+QUICKSTART = "--sweep=configs/sweeps/quickstart.py"  # is trained; others are read and checked
 INTER = "user_id:token\titem_id:token\ttimestamp:float"
-ONE_ROW = {"reference": "dense", "metric": "full/ndcg@10", "rows": {"dense": DENSE}}
 SMALL["baselines"] = SMALL["train"]
 TRAINS = ("train", "sweep", "baselines")  # write the folder that --workdir names
 # Commands that need what is not here, and what they say then.
@@ -83,8 +84,8 @@ def small(command):
     name, arguments = command[2].removeprefix("experiments."), command[3:]
     key = next((k for k in (f"{name} {arguments[0]}", name) if k in SMALL), None)
     added = SMALL.get(key, [])
-    if QUICKSTART in arguments:
-        added = [QUICKSTART if word.startswith("--sweep=") else word for word in added]
+    if name == "sweep" and QUICKSTART not in arguments:
+        added = []
     return name, arguments + added
 
 
@@ -127,7 +128,6 @@ def here(log, tmp_path, monkeypatch):
     shutil.copy(log / "log.csv", tmp_path)
     _, *lines = (log / "log.csv").read_text().replace(",", "\t").splitlines()
     (tmp_path / "log.inter").write_text("\n".join([INTER, *lines]) + "\n")
-    (tmp_path / "one_row.py").write_text(f"def get_sweep():\n    return {ONE_ROW!r}\n")
     (tmp_path / "users.jsonl").write_text('{"user": "me", "history": ["i1", "i2"]}\n')
     return tmp_path
 
@@ -168,11 +168,17 @@ def test_commands_run(page, here, trained):
 
 def run_command(name, main, arguments):
     """Runs a command in this process; a sweep would give each row one, which knows no tiny log."""
-    if name == "sweep":
-        rows = quickstart.get_sweep()["rows"] if QUICKSTART in arguments else ONE_ROW["rows"]
-        for row in rows:
+    if name != "sweep":
+        main(arguments)
+    elif QUICKSTART in arguments:
+        for row in quickstart.get_sweep()["rows"]:
             main([*arguments, f"--only={row}"])
-    main(arguments)
+        main(arguments)
+    else:
+        with mock.patch.object(sweep, "_train_all", return_value={}) as trained:
+            with mock.patch.object(sweep.folder, "summarize", return_value=""):
+                main(arguments)
+        trained.assert_called_once()
 
 
 def main_of(module):
