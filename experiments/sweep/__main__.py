@@ -60,7 +60,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="train the seeds of a row as one program: one device, and memory for all of them",
     )
-    parser.add_argument("--only", metavar="ROW", help="train this row alone, and compare nothing")
+    parser.add_argument(
+        "--only",
+        metavar="ROW",
+        help="train this row alone, in this process, and compare nothing",
+    )
     parser.add_argument(
         "--trial", type=int, metavar="N", help="with --only: train the N-th point of the grid alone"
     )

@@ -20,8 +20,7 @@ from cases import (
 
 import pallas_kernels
 from pallas_kernels.blossom_attention import xla_band
-from pallas_kernels.power_attention import near
-from pallas_kernels.power_attention import triton_backward_shifts as shifts
+from pallas_kernels.power_attention import head_reads, near
 from pallas_kernels.triton_tools import padded_head
 
 QKV = ("q", "k", "v")
@@ -96,8 +95,8 @@ def test_power_attention_alone(case, implementation):
 def test_heads_are_read_in_several_ways(num_heads, dtype, together, reads, monkeypatch):
     case = Case("long", num_heads=num_heads)
     row_bytes = padded_head(case.head_size) * jnp.dtype(dtype).itemsize
-    monkeypatch.setattr(shifts, "HEADS_BYTES", together * row_bytes)
-    how = shifts.HeadReads(num_heads // case.num_kv_heads, row_bytes)
+    monkeypatch.setattr(head_reads, "HEADS_BYTES", together * row_bytes)
+    how = head_reads.HeadReads(num_heads // case.num_kv_heads, row_bytes)
     assert how.together == together and (how.of_distance, how.of_step, how.distances) == reads
     check("power_attention", case, QKV, ("window",), "triton_interpret", dtype)
 
