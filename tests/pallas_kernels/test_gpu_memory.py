@@ -16,9 +16,10 @@ def temporary_bytes(compiler, program):
 
 
 @pytest.mark.slow
-def test_a_training_step_grows_linearly(gpu_compiler):  # attention in XLA: test_memory.py
+@pytest.mark.parametrize("implementation", ["xla", "triton"])
+def test_a_training_step_grows_linearly(gpu_compiler, implementation):
     short, long = (
-        temporary_bytes(gpu_compiler, train_step("triton", "straight_through", length))
+        temporary_bytes(gpu_compiler, train_step(implementation, "straight_through", length))
         for length in (4096, 65536)
     )
     assert long / short <= 17
