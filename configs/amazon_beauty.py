@@ -22,11 +22,17 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns the config, locked."""
     config = common.get_config()
     config.data.name = "amazon_beauty"
-    config.train.learning_rate = 3e-3  # rows are packed, so a batch holds some 900 users
+    config.train.learning_rate = 1e-3
+    config.train.batch_rows = 64  # packed, so a batch holds some 600 users
+    config.train.label_smoothing = 0.2
     config.train.num_epochs = 100
     config.train.schedule = "wsd"
     config.train.patience = 10
-    config.eval.every_epochs = 4
-    config.model.embedding_dropout = 0.5
-    config.model.dropout = 0.4
+    config.eval.every_epochs = 5
+    config.model.hidden_size = 128
+    config.model.inner_size = 512
+    config.model.num_layers = 1
+    config.model.num_heads = 2
+    config.model.embedding_dropout = 0.7
+    config.model.dropout = 0.3
     return config.lock()

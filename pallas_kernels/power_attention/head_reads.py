@@ -7,7 +7,8 @@ import jax
 from jax.experimental import pallas as pl
 
 HEADS_BYTES = 64  # of a token, that heads read side by side come to at least, if there are as many
-READS_AT_ONCE = 2  # before any of them is used
+MOST_READS = 4  # before any of them is used, and
+MOST_BYTES = 512  # of a token in them, if one read has no more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +36,13 @@ class HeadReads:
     @property
     def of_step(self) -> int:
         """Reads that a step makes at each of its distances."""
-        return math.gcd(self.of_distance, READS_AT_ONCE)
+        fitting = MOST_BYTES // (self.together * self.row_bytes)
+        return math.gcd(self.of_distance, max(1, min(fitting, MOST_READS)))
 
     @property
     def distances(self) -> int:
-        """Distances that a step looks at."""
-        return READS_AT_ONCE // self.of_step
+        """Distances that a step looks at: one alone, whose positions serve all reads, if it can."""
+        return 2 if self.of_step == 1 else 1
 
     def steps(self, distances):
         """Returns how many steps so many distances take."""

@@ -6,6 +6,7 @@ import pytest
 
 from pallas_kernels.power_attention.attended import attending
 from pallas_kernels.power_attention.config import NearTiles
+from pallas_kernels.power_attention.head_reads import HeadReads
 from pallas_kernels.power_attention.near import NearSizes
 from pallas_kernels.power_attention.triton_backward_shifts import _columns, _joined
 from pallas_kernels.triton_tools import LEAST_TILE, Heads
@@ -53,3 +54,10 @@ def test_columns_are_put_together_as_they_were_taken_apart(columns, dtype, count
     pieces = _columns(x, interpret=True)
     assert [piece.shape for piece in pieces] == [(2, columns // count)] * count
     np.testing.assert_array_equal(_joined(pieces), x.astype(jnp.float32))
+
+
+@pytest.mark.parametrize(
+    ("row_bytes", "of_step"), [(32, 4), (64, 4), (128, 4), (256, 2), (1024, 1)]
+)
+def test_a_step_reads_no_more_than_registers_are_there_for(row_bytes, of_step):
+    assert HeadReads(8, row_bytes).of_step == of_step

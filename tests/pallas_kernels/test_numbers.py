@@ -88,7 +88,8 @@ def test_power_attention_alone(case, implementation):
         (2, "float32", 1, (1, 1, 2)),  # of a distance, of a step at each, distances of a step
         (6, "float32", 1, (3, 1, 2)),
         (12, "bfloat16", 2, (3, 1, 2)),
-        (8, "float32", 1, (4, 2, 1)),
+        (8, "float32", 1, (4, 4, 1)),
+        (16, "bfloat16", 1, (8, 4, 1)),
         (8, "float32", 2, (2, 2, 1)),
     ],
 )
