@@ -127,6 +127,7 @@ class ModelConfig:
             if field.type is int or field.type == "int":
                 value, least = getattr(self, field.name), int(field.name != "selector_seed")
                 _check(value >= least, f"model.{field.name} must be at least {least}, got {value}")
+                _check(value < 2**31, f"model.{field.name} must be below 2**31, got {value}")
         self._check_names()
         self._check_combination()
         self._check_sizes()

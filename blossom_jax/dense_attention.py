@@ -58,12 +58,25 @@ class DenseAttention(Attention):
         Args:
           packed: As in the call.
         """
-        named = self.config.implementation if self.config.attention == "dense" else ""
-        if named == "cudnn" and packed:
-            raise NotImplementedError("cuDNN has no segment mask: it cannot serve packed=True")
-        chosen = named or ("cudnn" if not packed and _cudnn_runs(self.config) else "xla")
+        chosen = implementation(self.config, packed=packed)
         _log_once("dense attention runs on %s, packed=%s", chosen, packed)
         return chosen
+
+
+def implementation(config: ModelConfig, *, packed: bool) -> str:
+    """Says what serves dense attention here: "cudnn" or "xla".
+
+    Args:
+      config: Sizes, dtype, and the implementation if one is named.
+      packed: Whether a row may hold several sequences.
+
+    Raises:
+      NotImplementedError: cuDNN was asked for by name and the rows are packed.
+    """
+    named = config.implementation if config.attention == "dense" else ""
+    if named == "cudnn" and packed:
+        raise NotImplementedError("cuDNN has no segment mask: it cannot serve packed=True")
+    return named or ("cudnn" if not packed and _cudnn_runs(config) else "xla")
 
 
 def segment_mask(positions: Int[Array, "B L"], causal: bool) -> Bool[Array, "B 1 L L"]:

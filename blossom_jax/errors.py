@@ -9,5 +9,9 @@ class UserError(ValueError):
     """
 
 
+class MissingFileError(UserError):
+    """Reports a file that is not at hand and cannot be fetched."""
+
+
 class NonFiniteError(ArithmeticError):
     """Reports a loss or gradient that is not finite. The message names the step; exit code 1."""

@@ -13,6 +13,8 @@ from typing import TextIO
 import tensorboardX
 import tqdm
 
+from blossom_jax.errors import UserError
+
 
 class MetricLog:
     """Appends to `metrics.jsonl`, one JSON object a line, and to TensorBoard's event files.
@@ -64,15 +66,25 @@ def cut_after(path: pathlib.Path, step: int) -> None:
     """Drops the lines of later steps and of the test, and a last line that a kill left unfinished.
 
     The test is the last thing in a run; one that is resumed has it still before it.
+
+    Raises:
+      UserError: Another line is damaged.
     """
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
         if not line.endswith("\n"):
             break
-        values = json.loads(line)
-        if values["step"] > step or values["split"] == "test":
+        try:
+            values = json.loads(line)
+            is_later = values["step"] > step or values["split"] == "test"
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{path}:{number} is damaged: delete that line, and the same command goes on"
+            ) from error
+        if is_later:
             break
         kept.append(line)
     partial = path.with_suffix(".partial")

@@ -82,7 +82,8 @@ def learning_rate_schedule(
       UserError: An unknown schedule, one that would fall before its warm-up has ended, or a
         number that is negative.
     """
-    _check(learning_rate >= 0, f"learning_rate must not be negative, {learning_rate=}")
+    finite = 0 <= learning_rate < math.inf
+    _check(finite, f"learning_rate must be finite and not negative, {learning_rate=}")
     _check(warmup_steps >= 0, f"warmup_steps must not be negative, {warmup_steps=}")
     fall = math.ceil(total_updates * _COOLDOWN)
     hold = total_updates - fall - warmup_steps

@@ -126,7 +126,7 @@ class Trainer:
             raise NonFiniteError(
                 f"loss or gradient is not finite at step {step}: mean loss "
                 f"{values['loss_sum'] / max(values['count'], 1.0)}, norm of the gradients "
-                f"{values['grad_norm']}; the checkpoints of earlier steps are kept"
+                f"{values['grad_norm']}; checkpoints of earlier steps are kept"
             )
         progress.loss_sum += values["loss_sum"]
         progress.count += values["count"]

@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = common.get_config()
     config.data.name = "amazon_beauty"
     config.train.learning_rate = 1e-3
-    config.train.batch_rows = 64  # packed, so a batch holds some 600 users
+    config.train.batch_rows = 64  # packed, so a batch holds some 700 users
     config.train.label_smoothing = 0.2
     config.train.num_epochs = 100
     config.train.schedule = "wsd"

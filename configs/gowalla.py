@@ -2,7 +2,8 @@
 
     python -m experiments.train --config=configs/gowalla.py --workdir=runs/gowalla
 
-People return to places, so `full_keep` is the headline.
+People return to places, so `full_keep` is the headline. Not run yet: SNAP, its only source, could
+not be reached where the other data sets were measured.
 """
 
 import ml_collections

@@ -2,7 +2,8 @@
 
     python -m experiments.train --config=configs/ml_20m.py --workdir=runs/ml_20m
 
-Meant for one or more GPUs: an epoch is 20 million targets.
+Meant for one or more GPUs: an epoch is 20 million targets. Not run yet: the official archive, its
+only source, could not be reached where the other data sets were measured.
 """
 
 import ml_collections

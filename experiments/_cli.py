@@ -16,6 +16,7 @@ import argparse
 import ast
 import contextlib
 import difflib
+import errno
 import functools
 import importlib.util
 import math
@@ -31,7 +32,14 @@ from configs.models import MODELS
 if TYPE_CHECKING:
     import ml_collections
 
-_FILE_ERRORS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+_FILE_ERRORS = (
+    PermissionError,
+    NotADirectoryError,
+    IsADirectoryError,
+    FileExistsError,
+    FileNotFoundError,
+)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -59,6 +67,10 @@ def errors_to_exit_code() -> Iterator[None]:
         _exit(2, str(error))
     except _FILE_ERRORS as error:
         _exit(2, f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _exit(2, f"{error.filename or 'a file'}: {error.strerror}")
     except NonFiniteError as error:
         _exit(1, str(error))
     except MemoryError as error:

@@ -7,12 +7,11 @@ import jax
 import ml_collections
 import optax
 
-from blossom_jax import data, model, optimizer, sharding
+from blossom_jax import data, dense_attention, model, optimizer, sharding
 from blossom_jax.compression import is_compressor_parameter
 from blossom_jax.data.pipeline import TrainStream
-from blossom_jax.data.registry import DATASETS
 from blossom_jax.data.windows import training_windows
-from blossom_jax.errors import UserError
+from blossom_jax.errors import MissingFileError, UserError
 from blossom_jax.losses import LossConfig
 from blossom_jax.losses.objective import FULL
 from blossom_jax.model import BlossomRec, ModelConfig
@@ -45,9 +44,7 @@ def _load_log(config: ml_collections.ConfigDict) -> data.Interactions:
             min_item_events=config.data.min_item_events,
             repeats=config.data.repeats,
         )
-    except UserError as error:
-        if config.data.name not in DATASETS:
-            raise
+    except MissingFileError as error:
         raise UserError(f"{error}; configs/synthetic.py needs no file and no network") from error
 
 
@@ -194,6 +191,13 @@ def make_optimizer(
         accumulate_steps=train.accumulate_steps,
         frozen=(lambda path: False) if trains_all else is_compressor_parameter,
     )
+
+
+def served_by(config: ModelConfig) -> str:
+    """Says what serves dense attention to packed rows, as in training; else ""."""
+    if not config.attention.startswith("dense"):
+        return ""
+    return f" (attention by {dense_attention.implementation(config, packed=True)})"
 
 
 def dtype_hint(dtype: str, device: jax.Device) -> str:

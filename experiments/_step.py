@@ -46,6 +46,7 @@ def compile_step(
     memory.check_fits(
         "a training step", num_seeds * _least_bytes(like, config, mesh), devices, lower=_LOWER
     )
+    _check_offsets(config)
     inputs = like, *_batch_and_seed(config, mesh)
     if num_seeds > 1:
         if mesh.size > 1:
@@ -65,6 +66,17 @@ def _least_bytes(like: State, config: ml_collections.ConfigDict, mesh: jax.shard
     tokens = config.train.batch_rows // mesh.size * config.data.row_length
     layer = tokens * config.model.hidden_size * jnp.dtype(config.model.dtype).itemsize
     return memory.shard_bytes(like) + gradients + config.model.num_layers * layer
+
+
+def _check_offsets(config: ml_collections.ConfigDict) -> None:
+    """Refuses what the attention ops would, in the words of the config."""
+    size = config.train.batch_rows * config.data.row_length * config.model.hidden_size
+    if size >= 2**31:
+        raise UserError(
+            f"a training step needs {size:,} elements for each activation: train.batch_rows x "
+            "data.row_length x model.hidden_size must be below 2**31, since offsets are int32: "
+            f"lower {_LOWER}"
+        )
 
 
 def _batch_and_seed(

@@ -19,19 +19,23 @@ from experiments import _cli
 
 # May change between parts of a run: the batches are the same whoever prepares them, and so are the
 # numbers wherever arrays lie, but for the order in which devices add up.
-_FREE_TO_CHANGE = {"data.num_workers", "mesh.data", "mesh.model"}
+# Data are told by their content, which a checkpoint remembers, and not by their place.
+_FREE_TO_CHANGE = {"data.num_workers", "data.path", "data.cache_dir", "mesh.data", "mesh.model"}
 
 
 def check_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Refuses to continue a run with another config.
 
     Raises:
-      UserError: Names every key that differs, with both values; or the folder is a file.
+      UserError: Names every key that differs, with both values; or the folder is a file, or has
+        checkpoints without a config.
     """
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file; the workdir must be a folder")
     path = workdir / "config.json"
     if not path.exists():
+        if (workdir / "checkpoints").exists():
+            raise UserError(f"{workdir} has checkpoints but no config.json: take another --workdir")
         return
     there, here = (_fixed(values) for values in (read_config(workdir), config))
     if differing := hosts.differences(there, here, "there", "here"):

@@ -185,12 +185,13 @@ def _start_or_resume(plan: Plan, checkpoints: Checkpoints) -> tuple[State, Progr
 
 def _describe(plan: Plan, progress: Progress) -> str:
     log, config, metric = plan.interactions, plan.config, plan.config.eval.metric
+    model = _setup.model_config(config)
     begun = f"resuming after step {progress.step:,}; " if progress.step else ""
     hint = _setup.dtype_hint(config.model.dtype, plan.mesh.devices.flat[0])
     return (
         f"{begun}{log.name}: {log.num_users:,} users, {log.num_items:,} items, {log.num_events:,} "
         f"events; {plan.split.card['rule']}, {len(plan.split.valid.users):,} users in validation, "
-        f"{len(plan.split.test.users):,} in test. {_setup.model_config(config).name}, "
+        f"{len(plan.split.test.users):,} in test. {model.name}{_setup.served_by(model)}, "
         f"{_count_params(plan):,} parameters, on {_record.device_name(plan.mesh)}. Rows of "
         f"{config.data.row_length} tokens, {plan.stream.fill:.1%} full; {config.train.batch_rows} "
         f"rows a step, {plan.stream.steps_per_epoch:,} steps an epoch, {plan.schedule.num_steps:,} "

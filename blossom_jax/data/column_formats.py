@@ -1,5 +1,6 @@
 """Reads logs whose columns have names: CSV, TSV, RecBole .inter, Parquet, JSON lines."""
 
+import contextlib
 import csv
 import functools
 import itertools
@@ -89,7 +90,7 @@ def read_delimited(
     return Records(
         _select(table, chosen),
         locate,
-        lambda: undecodable(path) or _overlong(path, separator, quote),
+        lambda: undecodable(path) or _malformed(path, separator, quote),
     )
 
 
@@ -114,8 +115,13 @@ def read_json_lines(path: pathlib.Path, wanted: Columns, *, defaults: Columns) -
 
     Returns:
       The records in file order.
+
+    Raises:
+      UserError: The first object lacks a name.
     """
     chosen = Columns(*(name or default for name, default in zip(wanted, defaults, strict=True)))
+    if present := _first_names(path):
+        choose_columns(path, present, chosen, UNNAMED)
     names = list(filter(None, chosen))
     table = pl.scan_ndjson(path, schema=dict.fromkeys(names, pl.String)).with_row_index("row")
     locate = functools.partial(_locate_json, path)
@@ -128,10 +134,10 @@ def _select(table: pl.LazyFrame, columns: Columns) -> pl.LazyFrame:
     return table.select("row", **{k: v.cast(pl.String) for k, v in ids.items()}, **time)
 
 
-def _records_of_csv(file: Iterable[str], separator: str, quote: str | None):
+def _records_of_csv(file: Iterable[str], separator: str, quote: str | None, strict: bool = False):
     if quote is None:
         return csv.reader(file, delimiter=separator, quoting=csv.QUOTE_NONE)
-    return csv.reader(file, delimiter=separator, quotechar=quote)
+    return csv.reader(file, delimiter=separator, quotechar=quote, strict=strict)
 
 
 def _locate_record(path: pathlib.Path, separator: str, quote: str | None, row: int) -> str:
@@ -142,16 +148,22 @@ def _locate_record(path: pathlib.Path, separator: str, quote: str | None, row: i
         return f"{path}:{records.line_num}"
 
 
-def _overlong(path: pathlib.Path, separator: str, quote: str | None) -> UserError | None:
+def _malformed(path: pathlib.Path, separator: str, quote: str | None) -> UserError | None:
+    """Finds the first record with more fields than the header, or with a quote out of place."""
     with open(path, newline="", encoding="utf-8") as file:
-        records = _records_of_csv(file, separator, quote)
-        header = next(records)
-        for record in records:
-            if len(record) > len(header):
-                return UserError(
-                    f"{path}:{records.line_num}: expected {len(header)} fields as in the header, "
-                    f"found {len(record)}"
-                )
+        records = _records_of_csv(file, separator, quote, strict=True)
+        first_line, width = 1, 0
+        try:
+            for record in records:
+                width = width or len(record)
+                if len(record) > width:
+                    return UserError(
+                        f"{path}:{records.line_num}: expected {width} fields as in the header, "
+                        f"found {len(record)}"
+                    )
+                first_line = records.line_num + 1
+        except csv.Error as error:
+            return UserError(f"{path}:{first_line}: a quote is out of place: {error}")
     return None
 
 
@@ -163,6 +175,13 @@ def _filled_lines(path: pathlib.Path):
 def _locate_json(path: pathlib.Path, row: int) -> str:
     number, _ = next(itertools.islice(_filled_lines(path), row, None))
     return f"{path}:{number}"
+
+
+def _first_names(path: pathlib.Path) -> list[str]:
+    """Returns the names in the first object; none where that is none, which is told later."""
+    with contextlib.suppress(ValueError, AttributeError, StopIteration):
+        return list(json.loads(next(_filled_lines(path))[1]).keys())
+    return []
 
 
 def _not_json(path: pathlib.Path) -> UserError | None:

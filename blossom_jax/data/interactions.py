@@ -207,6 +207,8 @@ def _read(directory: pathlib.Path) -> Interactions:
     events |= set() if log.times is None else {len(log.times)}
     if len(events) > 1 or len(log.offsets) != log.num_users + 1:
         raise ValueError("its files disagree about the number of users or events")
+    if card["content_hash"] != log.content_hash:
+        raise ValueError("its files changed since it was prepared")
     return log
 
 

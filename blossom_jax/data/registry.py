@@ -104,7 +104,8 @@ _GROUPLENS = "https://files.grouplens.org/datasets/movielens"
 _RATINGS_CSV = Columns("userId", "movieId", "timestamp")
 
 # Both hold the same interactions in the same order. The timestamped one comes first because it
-# also serves time splits and recent popularity; only the other can be fetched.
+# also serves time splits and recent popularity; only the other can be fetched. The official archive
+# is no source for them: it has the 290 items with fewer than five events as well.
 _ML_1M_TIMES = File(
     "ml-1m.inter",
     "inter",

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 from blossom_jax.data.registry import File, Package, Url
-from blossom_jax.errors import UserError
+from blossom_jax.errors import MissingFileError, UserError
 
 TIMEOUT_SECONDS = 10
 _PIP_LIMIT_SECONDS = 120
@@ -153,7 +153,7 @@ def _fetch_first(files: Sequence[File], cache: pathlib.Path) -> Found:
             return Found(target, digest, file)
     names = " or ".join(file.name for file in files)
     places = f"{os.environ.get('BLOSSOM_DATA') or '$BLOSSOM_DATA'} or {downloads}"
-    raise UserError(
+    raise MissingFileError(
         f"{names} is not here and could not be fetched; put it, or it with .xz, into {places}; "
         f"tried {', '.join(tried) or 'no source, as none is known'}"
     )

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import checks, dispatch, triton_limits
@@ -56,18 +57,19 @@ def block_selection(
     checks.check_positions(q, positions)
     checks.check_at_least_one(block_size=block_size, num_selected=num_selected)
     checks.check_summary_keys(q, summary_keys, block_size)
-    refusal = triton_limits.refusal(
-        q, summary_keys.shape[2], causal=causal, num_selected=num_selected
-    )
+    possible = min(num_selected, summary_keys.shape[1])
+    refusal = triton_limits.refusal(q, summary_keys.shape[2], causal=causal, num_selected=possible)
     name = dispatch.choose("block_selection", implementation, refusal=refusal)
     if dispatch.reads_padding(name):
         (q,) = checks.without_padding(positions, q)
-    return IMPLEMENTATIONS[name](
+    slots, probability = IMPLEMENTATIONS[name](
         q,
         summary_keys,
         positions,
         block_size=block_size,
-        num_selected=num_selected,
+        num_selected=possible,
         causal=causal,
         mask_own_block=mask_own_block,
     )
+    missing = (*[(0, 0)] * 3, (0, num_selected - possible))
+    return jnp.pad(slots, missing, constant_values=-1), jnp.pad(probability, missing)

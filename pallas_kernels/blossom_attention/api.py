@@ -74,6 +74,7 @@ def blossom_attention(
     if gate.shape != (*q.shape[:3], 2):
         raise ValueError(f"gate must be [B, L, H, 2] = {(*q.shape[:3], 2)}, got {gate.shape}")
     max_history = checks.check_max_history(max_history, q.shape[1])
+    num_selected = min(num_selected, summary_keys.shape[1])  # a query selects a block once
     refusal = triton_limits.refusal(
         q,
         k.shape[2],

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from blossom_jax import metric_log
+from blossom_jax.errors import UserError
 from blossom_jax.metric_log import MetricLog, Terminal, clock
 
 
@@ -47,6 +48,16 @@ def test_a_run_killed_at_any_byte_and_resumed_leaves_the_same_file(tmp_path, cut
     path.write_bytes(content[: after_step_2 + cut] if cut >= 0 else content[:cut])
     write_run(tmp_path / "killed", range(3, 7), resume_at=2)
     assert path.read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("line", [b"{\n", b"\xff\n", b"7\n", b"{}\n"])
+def test_a_damaged_line_is_named(tmp_path, line):
+    write_run(tmp_path, [1, 2])
+    path = tmp_path / "metrics.jsonl"
+    first, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([first, line, *rest]))
+    with pytest.raises(UserError, match=r"metrics.jsonl:2 is damaged: delete that line"):
+        MetricLog(tmp_path, 2)
 
 
 def test_a_test_line_is_dropped_since_the_test_will_come_again(tmp_path):

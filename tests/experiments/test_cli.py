@@ -1,5 +1,7 @@
 """Command lines: overrides by type, and one line with the right exit code for every mistake."""
 
+import errno
+
 import ml_collections
 import pytest
 
@@ -74,6 +76,8 @@ def test_override_refuses(config, key, text, words):
         ),
         (FileExistsError("there already"), 2, "error: there already\n"),
         (PermissionError(13, "denied", "/x"), 2, "error: /x: denied\n"),
+        (FileNotFoundError(2, "no such folder", "/x"), 2, "error: /x: no such folder\n"),
+        (OSError(errno.ENOSPC, "disk full", "/x"), 2, "error: /x: disk full\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
         (KeyboardInterrupt("stopped after step 3"), 130, "stopped after step 3\n"),
     ],
@@ -85,9 +89,10 @@ def test_expected_errors_become_one_line(capsys, raised, code, printed):
     assert capsys.readouterr().err == printed
 
 
-def test_bugs_keep_their_traceback():
-    with pytest.raises(RuntimeError, match="bug"), _cli.errors_to_exit_code():
-        raise RuntimeError("bug")
+@pytest.mark.parametrize("bug", [RuntimeError("bug"), OSError(errno.EBADF, "bug")])
+def test_bugs_keep_their_traceback(bug):
+    with pytest.raises(type(bug), match="bug"), _cli.errors_to_exit_code():
+        raise bug
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 
 from blossom_jax import metrics
 from blossom_jax.data import from_table, interactions
-from blossom_jax.errors import UserError
+from blossom_jax.errors import MissingFileError, UserError
 from experiments import _cli, _ranks, _setup, _workdir, evaluate, train
 from experiments._plan import make_plan
 
@@ -276,6 +276,9 @@ LAZY = {"train__item_optimizer": "lazy"}
         ({"model__hidden_size": 1_600_000}, r"needs [\d,]{16,} bytes, more than the [\d,]+ of"),
         ({"data__row_length": 10**9}, r"needs [\d,]{13,} bytes, more than the [\d,]+ of"),
         ({"train__batch_rows": 8 * 10**9}, r"needs [\d,]{13,} bytes, more than the [\d,]+ of"),
+        ({"train__batch_rows": 8 * 2**19}, "elements for each activation: train.batch_rows x data"),
+        ({"model__window": 10**11}, r"model.window must be below 2\*\*31, got 100000000000"),
+        ({"train__learning_rate": "inf"}, "must be finite and not negative, learning_rate=inf"),
         ({"model__num_heads": 5}, "num_heads"),
         ({"eval__metric": "full/ndcg@11"}, "did you mean full/ndcg@1"),
         ({"eval__ks": "0,10"}, "eval.ks"),
@@ -332,7 +335,7 @@ def test_where_ml_100k_cannot_be_had_the_quickstart_names_the_synthetic_config(
     tmp_path, monkeypatch
 ):
     def refuse(*_):
-        raise UserError("ml-100k.inter is not here")
+        raise MissingFileError("ml-100k.inter is not here")
 
     monkeypatch.setattr("blossom_jax.data.load.find_or_download", refuse)
     config = f"--config={ROOT}/configs/quickstart.py"
@@ -340,6 +343,12 @@ def test_where_ml_100k_cannot_be_had_the_quickstart_names_the_synthetic_config(
     with pytest.raises(UserError, match=r"ml-100k.inter is not here; .*configs/synthetic\.py"):
         train.main([config, cache, f"--workdir={tmp_path / 'run'}"])
     assert not (tmp_path / "run").exists()
+
+
+def test_other_errors_in_data_do_not_name_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("BLOSSOM_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="nowhere is not a folder$"):
+        train.main([f"--config={ROOT}/configs/quickstart.py", f"--workdir={tmp_path / 'run'}"])
 
 
 def test_a_missing_flag_is_named(tmp_path):

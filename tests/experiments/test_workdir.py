@@ -22,6 +22,19 @@ def test_a_run_from_before_a_value_existed_has_its_default(tmp_path):
     assert _workdir.read_config(tmp_path).to_dict() == config.to_dict()
 
 
+def test_data_and_cache_may_be_moved(tmp_path):
+    config = common.get_config()
+    _workdir.write_config(tmp_path, config)
+    config.data.path, config.data.cache_dir = "elsewhere", "there"
+    _workdir.check_config(tmp_path, config)
+
+
+def test_checkpoints_without_a_config_are_refused(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="has checkpoints but no config.json: take another"):
+        _workdir.check_config(tmp_path, common.get_config())
+
+
 def test_another_config_is_refused_with_what_differs(tmp_path):
     config = common.get_config()
     _workdir.write_config(tmp_path, config)

@@ -57,6 +57,22 @@ def test_bad_arguments_are_named(change, message):
         pallas_kernels.blossom_attention(*arrays, **arguments)
 
 
+def test_more_blocks_than_there_are_cost_no_more():
+    rng, slots = np.random.default_rng(0), L // S
+    arrays = [GOOD[name] for name in GOOD]
+    arrays[0], arrays[3] = (jnp.asarray(rng.normal(size=x.shape), x.dtype) for x in arrays[0:4:3])
+    few, many = ({**SIZES, "num_selected": n} for n in (slots, 20_000))
+    attend = pallas_kernels.blossom_attention
+    np.testing.assert_array_equal(attend(*arrays, **many), attend(*arrays, **few))
+
+    select = functools.partial(pallas_kernels.block_selection, *arrays[0:4:3], GOOD["positions"])
+    wanted = select(block_size=S, num_selected=slots)
+    found = select(block_size=S, num_selected=20_000)
+    for got, want, nothing in zip(found, wanted, (-1, 0), strict=True):
+        np.testing.assert_array_equal(got[..., :slots], want)
+        assert got.shape[-1] == 20_000 and (got[..., slots:] == nothing).all()
+
+
 def test_slots_of_another_shape_are_named():
     slots = jnp.zeros((B, L, H, N), jnp.int32)
     with pytest.raises(ValueError, match=r"slots must be int32 \[B, L, G, N\] = \(2, 32, 2, N\)"):
@@ -75,7 +91,6 @@ def test_slots_of_another_shape_are_named():
         ({"causal": False}, "causal=False: its kernels are causal"),
         ({"block_size": 200, "summary_keys": jnp.ones((B, 1, G, D))}, "block_size=200 is above"),
         ({"window": 129}, "window=129 is above 128"),
-        ({"num_selected": 65}, "num_selected=65 is above 64"),
     ],
 )
 def test_what_the_kernels_cannot_serve_is_named(change, message):
@@ -99,6 +114,11 @@ def test_what_the_kernels_cannot_serve_is_named(change, message):
 def test_shapes_that_the_kernels_cannot_serve_are_named(shape, dtype, message):
     q = jax.ShapeDtypeStruct(shape, dtype)
     assert re.search(message, refusal(q, 2, causal=True, num_selected=4))
+
+
+def test_a_selection_that_the_kernels_cannot_serve_is_named():
+    message = refusal(GOOD["q"], G, causal=True, num_selected=65)
+    assert message and "num_selected=65 is above 64" in message
 
 
 def test_what_blocks_give_to_keys_and_values_is_counted_where_there_are_blocks():

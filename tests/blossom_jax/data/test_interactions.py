@@ -97,6 +97,7 @@ def _cut(path):
         lambda folder: (folder / "users.txt").write_text("a\n"),
         lambda folder: (folder / "card.json").write_text("{}"),
         lambda folder: np.save(folder / "times.npy", np.zeros(3, np.int64)),
+        lambda folder: np.save(folder / "items.npy", np.load(folder / "items.npy") % 2 + 1),
     ],
 )
 def test_damaged_log_is_refused(tmp_path, spoil):
