@@ -4,13 +4,10 @@
 
 Histories are short: the dense twin, `--config.model.attention=dense`, sees the same.
 
-Two shared CPU cores took 2,500 s for Blossom (742 s once, when less busy), seed 0, with
-`--config.eval.every_epochs=10`: validation full/ndcg@10 .0730; test full recall@10 / ndcg@10
-.0955 / .0581, full_keep .0868 / .0447, full/coverage@10 .96. The dense twin took 1,442 s likewise:
-validation .0718, test full .0955 / .0583, full_keep .0871 / .0448, full/coverage@10 .97.
-
-The regularisation of configs/yelp.py (dropout .5 and .6, weight decay .1) reaches less in
-validation: .0715.
+Two shared CPU cores took 2,091 s of training, seed 0: validation full/ndcg@10 .0759; test full
+recall@10 / ndcg@10 .0980 / .0599, full_keep .0896 / .0458, full/coverage@10 .93. The dense twin took
+2,354 s on busier ones: validation .0763, test full .0993 / .0606, full_keep .0904 / .0456,
+full/coverage@10 .93. docs/results.md tells how these settings were found.
 """
 
 import ml_collections

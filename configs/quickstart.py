@@ -2,8 +2,9 @@
 
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-On two CPU cores it took 170 s, 161 of them training at 29,000 tokens a second: test full/ndcg@10
-0.1170, which is 2.68 times popularity's 0.0436, and full/recall@10 0.2174.
+On two CPU cores it took 170 to 376 s, training at 29,000 to 11,500 tokens a second, by how fast the
+machine was: test full/ndcg@10 0.117, which is 2.7 times popularity's 0.0436, and full/recall@10
+0.218.
 
 It trains on MovieLens-100K or stops. Where that cannot be had, configs/synthetic.py needs no
 download.
