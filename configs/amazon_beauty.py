@@ -5,8 +5,8 @@
 Histories are short: the dense twin, `--config.model.attention=dense`, sees the same.
 
 Two shared CPU cores took 2,091 s of training, seed 0: validation full/ndcg@10 .0759; test full
-recall@10 / ndcg@10 .0980 / .0599, full_keep .0896 / .0458, full/coverage@10 .93. The dense twin took
-2,354 s on busier ones: validation .0763, test full .0993 / .0606, full_keep .0904 / .0456,
+recall@10 / ndcg@10 .0980 / .0599, full_keep .0896 / .0458, full/coverage@10 .93. The dense twin
+took 2,354 s on busier ones: validation .0763, test full .0993 / .0606, full_keep .0904 / .0456,
 full/coverage@10 .93. docs/results.md tells how these settings were found.
 """
 
