@@ -54,7 +54,7 @@ def test_the_last_kernels_write_the_gradient(tmp_path):
 
 
 def test_rows_in_groups_are_refused(monkeypatch, tmp_path):
-    case = Case("blossom_attention", "triton_interpret", length=32, rows=2)
+    case = Case("blossom_attention", "triton_interpret", length=64, rows=2)
     q, k, *_ = case.build(None)[1]
     of_a_row = triton_limits.row_elements(q, k.shape[2], num_selected=case.num_selected)
     monkeypatch.setattr(triton_limits, "MOST_ELEMENTS", of_a_row)
