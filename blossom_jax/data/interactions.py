@@ -101,7 +101,7 @@ class Interactions:
 
     def __reduce__(self):
         if self.directory:
-            return load, (self.directory,)
+            return _read, (pathlib.Path(self.directory),)  # whoever pickles it has checked it
         return Interactions, tuple(getattr(self, f.name) for f in dataclasses.fields(self))
 
 
@@ -183,7 +183,10 @@ def load(directory: str | pathlib.Path) -> Interactions:
     if not (directory / _CARD).is_file():
         raise UserError(f"{directory} is not a prepared log; make one with: {_HOW_TO_PREPARE}")
     try:
-        return _read(directory)
+        log = _read(directory)
+        if log.card["content_hash"] != log.content_hash:
+            raise ValueError("its files changed since it was prepared")
+        return log
     except (OSError, EOFError, ValueError, KeyError) as error:
         raise UserError(
             f"{directory} is damaged; delete it and prepare it again: {error}"
@@ -207,8 +210,6 @@ def _read(directory: pathlib.Path) -> Interactions:
     events |= set() if log.times is None else {len(log.times)}
     if len(events) > 1 or len(log.offsets) != log.num_users + 1:
         raise ValueError("its files disagree about the number of users or events")
-    if card["content_hash"] != log.content_hash:
-        raise ValueError("its files changed since it was prepared")
     return log
 
 
