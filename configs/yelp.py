@@ -7,8 +7,8 @@ everywhere, `full` on validation chooses the checkpoint. Histories are short: th
 `--config.model.attention=dense`, sees the same.
 
 Two CPU cores took 589 s of training, on a slower machine 1,110 s, seed 0: test full_keep recall@10
-/ ndcg@10 .0631 / .0391, full .0412 / .0209. The dense twin took 1,470 s on two busy ones: full_keep .0623 / .0390, full
-.0410 / .0209, full_keep/coverage@10 .92.
+/ ndcg@10 .0631 / .0391, full .0412 / .0209. The dense twin took 1,470 s on two busy ones:
+full_keep .0623 / .0390, full .0410 / .0209, full_keep/coverage@10 .92.
 """
 
 import ml_collections
