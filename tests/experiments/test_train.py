@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 
 from blossom_jax import metrics
+from blossom_jax.config import ModelConfig
 from blossom_jax.data import from_table, interactions
 from blossom_jax.errors import MissingFileError, UserError
 from experiments import _cli, _ranks, _setup, _workdir, evaluate, train
@@ -349,6 +350,13 @@ def test_other_errors_in_data_do_not_name_it(tmp_path, monkeypatch):
     monkeypatch.setenv("BLOSSOM_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="nowhere is not a folder$"):
         train.main([f"--config={ROOT}/configs/quickstart.py", f"--workdir={tmp_path / 'run'}"])
+
+
+@pytest.mark.parametrize(
+    ("attention", "said"), [("dense", " (attention by xla)"), ("blossom", ""), ("gru", "")]
+)
+def test_a_run_says_what_serves_dense_attention(attention, said):
+    assert train._setup.served_by(ModelConfig(attention=attention, positions="none")) == said
 
 
 def test_a_missing_flag_is_named(tmp_path):
