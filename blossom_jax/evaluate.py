@@ -75,6 +75,7 @@ class Evaluator:
         mesh: jax.sharding.Mesh,
         ks: Sequence[int] = KS,
         chunk: int = 2**15,
+        with_loss: bool = True,
     ):
         """Prepares one program; it is compiled for each shape of batch, and again for coverage.
 
@@ -85,9 +86,11 @@ class Evaluator:
           mesh: Devices over which the users of a batch, and the table, are split.
           ks: Where the rankings are cut off whose coverage is asked for.
           chunk: Items that are scored at once on each device; it changes no rank.
+          with_loss: Whether the scores are logits, so that a softmax of them means something.
         """
         self._num_items = num_items
         self._mesh = mesh
+        self._with_loss = with_loss
         rank = functools.partial(
             _rank_and_note,
             encode=encode,
@@ -183,8 +186,11 @@ class Evaluator:
             rank, places = self._program(params, inputs, places)(params, inputs, places)
             found.append((user, rank))  # the device is still at work on it
 
+        by_user = _by_user(found, negatives)
+        if not self._with_loss:
+            by_user["loss"] = None
         return Ranks(
-            **_by_user(found, negatives),
+            **by_user,
             num_items=self._num_items,
             num_negatives=negatives.items.shape[-1],
             num_seen=negatives.num_seen,
@@ -217,7 +223,7 @@ def _by_user(
 ) -> dict[str, Any]:
     """Puts what was found for the users of each batch (-1 = none) in the order of the negatives."""
     num_users, num_protocols, _ = negatives.items.shape
-    widths = {"full": (), "full_keep": (), "sampled": (num_protocols,)}
+    widths = {"full": (), "full_keep": (), "sampled": (num_protocols,), "loss": ()}
     ranks: dict[str, Any] = {
         name: np.full((num_users, *width), np.nan) for name, width in widths.items()
     }

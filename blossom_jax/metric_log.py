@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -13,7 +14,7 @@ from typing import TextIO
 import tensorboardX
 import tqdm
 
-from blossom_jax.errors import UserError
+from blossom_jax.errors import NonFiniteError, UserError
 
 
 class MetricLog:
@@ -49,8 +50,16 @@ class MetricLog:
           step: Steps taken.
           split: "train", "valid" or "test".
           values: Numbers by name; the line keeps their order.
+
+        Raises:
+          NonFiniteError: At a number that is not finite; then nothing is written.
         """
-        line = json.dumps({"step": step, "split": split, **values}, allow_nan=False)
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(
+                    f"{split} {name} is {value} at step {step}; earlier checkpoints are kept"
+                )
+        line = json.dumps({"step": step, "split": split, **values})
         self._file.write(line + "\n")
         self._file.flush()
         for name, value in values.items():

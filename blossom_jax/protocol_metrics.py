@@ -25,6 +25,8 @@ class Ranks:
       num_items: V, size of the catalogue.
       num_negatives: Items drawn for each user and protocol, the same at every evaluation.
       num_seen: int64[n], different items of each user's history, the target left out.
+      loss: float64[n], -log of the probability that a softmax over the catalogue gives the target,
+        in nats; None where scores are not meant for a softmax.
       best_places: {"full": int32[V + 1], "full_keep": ..}, the best place of each item in the
         ranking of any user, from `coverage.note_places`; {} where it was not asked for.
     """
@@ -35,6 +37,7 @@ class Ranks:
     num_items: int
     num_negatives: int
     num_seen: Int[np.ndarray, "n"]
+    loss: Float[np.ndarray, "n"] | None = None
     best_places: dict[str, Int[np.ndarray, "catalogue"]] = dataclasses.field(default_factory=dict)
 
     def of_users(self, chosen: Bool[np.ndarray, "n"]) -> "Ranks":
@@ -45,6 +48,7 @@ class Ranks:
             full_keep=self.full_keep[chosen],
             sampled={name: ranks[chosen] for name, ranks in self.sampled.items()},
             num_seen=self.num_seen[chosen],
+            loss=None if self.loss is None else self.loss[chosen],
             best_places={},
         )
 
@@ -57,12 +61,12 @@ def summarize(ranks: Ranks, ks: Sequence[int] = KS) -> dict[str, float]:
       ks: Where rankings are cut off.
 
     Returns:
-      {"full/recall@10": .., "full_keep/..": .., "uni100/..": .., "pop100/..": .., ..,
+      {"loss": .., "full/recall@10": .., "full_keep/..": .., "uni100/..": .., "pop100/..": .., ..,
       "full/coverage@10": .., "full_keep/coverage@10": .., "repeated_targets": share of users whose
       target is not new to them}. The sampled protocols are those of `negatives.py`; uniform ones
       are followed by what they say about a full ranking: "uni100_corrected" estimates `full_keep`,
       and "uni100_unseen_corrected" `full`, but for targets that are not new, which count as if
-      they were. Coverage is there where the best places are.
+      they were. Coverage is there where the best places are, and the loss where there is one.
     """
     by_protocol = _by_protocol(ranks, ks)
     found = {
@@ -71,7 +75,8 @@ def summarize(ranks: Ranks, ks: Sequence[int] = KS) -> dict[str, float]:
         for metric, value in values.items()
     }
     repeated = np.isinf(ranks.full) & np.isfinite(ranks.full_keep)
-    return {**found, "repeated_targets": float(np.mean(repeated))}
+    loss = {} if ranks.loss is None else {"loss": float(np.mean(ranks.loss))}
+    return {**loss, **found, "repeated_targets": float(np.mean(repeated))}
 
 
 def _by_protocol(ranks: Ranks, ks: Sequence[int]) -> dict[str, dict[str, float]]:

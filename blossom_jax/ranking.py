@@ -32,11 +32,12 @@ class Catalogue(NamedTuple):
 
 
 class UserRanks(NamedTuple):
-    """Rank of each user's target by protocol, see `protocol_metrics.Ranks`; inf = a miss."""
+    """Rank of each user's target by protocol, and its loss, see `protocol_metrics.Ranks`."""
 
     full: Float[Array, "B"]
     full_keep: Float[Array, "B"]
     sampled: Float[Array, "B P"]
+    loss: Float[Array, "B"]
 
 
 def rank_targets(
@@ -58,7 +59,8 @@ def rank_targets(
       catalogue: Its size, and how it is gone through.
 
     Returns:
-      Ranks from 1, in halves. They are exact up to 2**23.
+      Ranks from 1, in halves, inf = a miss; they are exact up to 2**23. And -log softmax of the
+      target's score over the catalogue, in nats.
     """
     rank = functools.partial(_rank, catalogue=catalogue)
     return _on_all_devices(rank, catalogue, num_arrays=5)(hidden, table, target, seen, negatives)
@@ -138,22 +140,29 @@ def _rank(hidden, table, target, seen, negatives, *, catalogue) -> UserRanks:
     drawn = negatives.reshape(len(negatives), -1)
     wanted = jnp.concatenate([target[:, None], drawn, seen], axis=1)
 
-    def pick(chunk, picked):
+    def pick(chunk, found):
+        picked, top = found
+        top = jnp.maximum(top, jnp.max(chunk.scores, axis=1, where=chunk.counts, initial=-jnp.inf))
         column = wanted - chunk.item[0]
-        found = jnp.take_along_axis(chunk.scores, jnp.clip(column, 0, len(chunk.item) - 1), axis=1)
+        score = jnp.take_along_axis(chunk.scores, jnp.clip(column, 0, len(chunk.item) - 1), axis=1)
         is_here = (column >= 0) & (column < len(chunk.item))
-        return jnp.where(is_here, found, picked)
+        return jnp.where(is_here, score, picked), top
 
-    zeros = jnp.zeros(wanted.shape)
-    picked = lax.psum(_over_chunks(pick, zeros, hidden, table, catalogue), sharding.MODEL)
+    nothing = jnp.zeros(wanted.shape), jnp.full(target.shape, -jnp.inf)
+    picked, top = _over_chunks(pick, nothing, hidden, table, catalogue)
+    picked, top = lax.psum(picked, sharding.MODEL), lax.pmax(top, sharding.MODEL)
     own, others, of_seen = jnp.split(picked, [1, 1 + drawn.shape[1]], axis=1)
 
-    def count(chunk, ahead):
+    def count(chunk, sums):
+        ahead, total = sums
         counts = chunk.counts & (chunk.item != target[:, None])
-        return ahead + _sum(metrics.ahead(chunk.scores, own), counts)
+        ahead += _sum(metrics.ahead(chunk.scores, own), counts)
+        return ahead, total + _sum(jnp.exp(chunk.scores - top[:, None]), chunk.counts)
 
-    ahead = _over_chunks(count, jnp.zeros(target.shape), hidden, table, catalogue)
-    full_keep = 1 + lax.psum(ahead, sharding.MODEL)
+    zeros = jnp.zeros(target.shape)
+    sums = _over_chunks(count, (zeros, zeros), hidden, table, catalogue)
+    ahead, total = lax.psum(sums, sharding.MODEL)
+    full_keep = 1 + ahead
     is_seen = (seen > 0) & (seen != target[:, None])
     new = full_keep - _sum(metrics.ahead(of_seen, own), is_seen)
     full = jnp.where((seen == target[:, None]).any(axis=1), jnp.inf, new)
@@ -163,6 +172,7 @@ def _rank(hidden, table, target, seen, negatives, *, catalogue) -> UserRanks:
         full=jnp.where(is_nan, jnp.inf, full),
         full_keep=jnp.where(is_nan, jnp.inf, full_keep),
         sampled=jnp.where(is_nan[:, None], jnp.inf, sampled),
+        loss=jnp.log(total) + top - own[:, 0],
     )
 
 

@@ -149,7 +149,9 @@ class Trainer:
             progress.best_step, progress.best_metrics = progress.step, metrics
         progress.stale_evaluations = 0 if is_best else progress.stale_evaluations + 1
         best = "best so far" if is_best else f"best is step {progress.best_step:,}"
-        self.terminal.say(f"step {progress.step:,}  valid {metric} {metrics[metric]:.4f}  ({best})")
+        loss = f"  loss {metrics['loss']:.4f}" if "loss" in metrics else ""
+        found = f"valid {metric} {metrics[metric]:.4f}{loss}"
+        self.terminal.say(f"step {progress.step:,}  {found}  ({best})")
 
     def _save(self, state: dict, progress: Progress) -> None:
         self.checkpoints.save(

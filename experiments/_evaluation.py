@@ -23,11 +23,18 @@ def make_evaluator(
     encode: evaluate.Encode,
     num_items: int,
     mesh: jax.sharding.Mesh,
+    *,
+    with_loss: bool = True,
 ) -> evaluate.Evaluator:
     """Returns what ranks by `encode`, in validation and test alike: compiled once for both."""
     _check(config.eval)
     return evaluate.Evaluator(
-        encode, num_items=num_items, mesh=mesh, ks=config.eval.ks, chunk=config.eval.chunk_items
+        encode,
+        num_items=num_items,
+        mesh=mesh,
+        ks=config.eval.ks,
+        chunk=config.eval.chunk_items,
+        with_loss=with_loss,
     )
 
 

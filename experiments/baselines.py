@@ -53,7 +53,7 @@ def measure(config: ml_collections.ConfigDict) -> dict[str, dict]:
     found = {}
     for name, ranker in make_rankers(interactions, split).items():
         evaluator = _evaluation.make_evaluator(
-            config, _as_encoder(ranker.score), interactions.num_items, mesh
+            config, _as_encoder(ranker.score), interactions.num_items, mesh, with_loss=False
         )
         params = jax.device_put(ranker.params, sharding.replicated(mesh))
         ranks = {

@@ -37,6 +37,7 @@ from experiments import (
     _record,
     _results,
     _setup,
+    _stop,
     _workdir,
 )
 from experiments._plan import Plan, make_plan
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = _cli.parse_with_config(parser, argv)
     _compile_cache.enable()
     workdir = pathlib.Path(arguments.workdir)
-    with _distributed.joined(arguments):
+    with _distributed.joined(arguments), _stop.exits_at_sigterm():
         _workdir.check_same(workdir, arguments.config)
         hosts.together(lambda: _workdir.check_config(workdir, arguments.config))
         results = _workdir.read_results(workdir) or train(arguments.config, workdir)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from flax import nnx
 
 from blossom_jax import negatives, sharding
@@ -72,15 +73,26 @@ def evaluate(
     params=None,
     with_coverage=False,
     chunk=64,
+    with_loss=True,
 ):
     mesh = sharding.make_mesh(*mesh, devices=jax.devices()[: mesh[0] * mesh[1]])
-    evaluator = Evaluator(encode, num_items=NUM_ITEMS, mesh=mesh, chunk=chunk)
+    evaluator = Evaluator(encode, num_items=NUM_ITEMS, mesh=mesh, chunk=chunk, with_loss=with_loss)
     batches = evaluation_batches(
         log(), targets(), max_length=MAX_LENGTH, batch_users=batch_users, multiple_of=mesh.size
     )
     params = table() if params is None else params
     params = jax.device_put(params, sharding.param_shardings(mesh, params))
     return evaluator(params, batches, drawn(), with_coverage=with_coverage)
+
+
+def slow_scores():
+    """Returns the score of every item, for every user."""
+    begins = np.maximum(log().offsets[targets().users], targets().target - MAX_LENGTH)
+    hidden = [
+        table()[log().items[begin:end]].sum(axis=0)
+        for begin, end in zip(begins, targets().target, strict=True)
+    ]
+    return np.array(hidden) @ table()[1 : NUM_ITEMS + 1].T
 
 
 def slow_ranks():
@@ -111,10 +123,18 @@ def assert_same_ranks(ranks, expected):
         np.testing.assert_array_equal(found, expected[protocol])
 
 
-def test_all_protocols():
+def test_all_protocols_and_the_loss():
     expected = slow_ranks()
     assert np.isinf(expected["full"]).any() and np.isfinite(expected["full"]).any()
-    assert_same_ranks(evaluate(), expected)
+    ranks = evaluate()
+    assert_same_ranks(ranks, expected)
+    logits = slow_scores()
+    own = logits[np.arange(len(logits)), log().items[targets().target] - 1]
+    np.testing.assert_allclose(ranks.loss, scipy.special.logsumexp(logits, 1) - own, rtol=1e-5)
+
+
+def test_scores_that_are_no_logits_have_no_loss():
+    assert evaluate(with_loss=False).loss is None
 
 
 @pytest.mark.parametrize(
@@ -139,7 +159,9 @@ def test_scores_may_come_without_a_table(mesh):
 
     ranks = evaluate(16, mesh, score, with_coverage=True)
     assert_same_ranks(ranks, slow_ranks())
-    assert summarize(ranks) == summarize(evaluate(8, with_coverage=True))
+    found, with_table = summarize(ranks), summarize(evaluate(8, with_coverage=True))
+    assert found.pop("loss") == pytest.approx(with_table.pop("loss"))
+    assert found == with_table
 
 
 def slow_places():

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from blossom_jax import metric_log
-from blossom_jax.errors import UserError
+from blossom_jax.errors import NonFiniteError, UserError
 from blossom_jax.metric_log import MetricLog, Terminal, clock
 
 
@@ -28,6 +28,13 @@ def test_lines_hold_step_split_and_values(tmp_path):
         {"step": 2, "split": "valid", "full/ndcg@10": 2 / 3},
     ]
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_number_that_is_not_finite_is_refused(tmp_path):
+    log = MetricLog(tmp_path, 0)
+    with pytest.raises(NonFiniteError, match="valid loss is nan at step 7; earlier checkpoints"):
+        log.write(7, "valid", {"full/ndcg@10": 0.1, "loss": float("nan")})
+    assert not (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):

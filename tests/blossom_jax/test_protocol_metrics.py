@@ -1,5 +1,7 @@
 """Metrics by protocol against those worked out by hand from few ranks."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -23,3 +25,11 @@ def test_every_protocol_has_its_metrics():
             assert corrected == pytest.approx(found[f"{protocol}/{name}"])
     assert found["repeated_targets"] == 0.25
     assert len(found) == 7 * 6 + 1
+
+
+def test_the_loss_is_averaged_where_there_is_one():
+    full = np.array([1.0, 2, 3, 4])
+    ranks = Ranks(full, full, {}, 31, 30, np.zeros(4, int), loss=np.array([1.0, 2, 3, 6]))
+    assert summarize(ranks)["loss"] == 3
+    assert summarize(ranks.of_users(full > 2))["loss"] == 4.5
+    assert "loss" not in summarize(dataclasses.replace(ranks, loss=None))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from blossom_jax import metrics, sharding
 from blossom_jax.coverage import NOWHERE, note_places
@@ -65,7 +66,7 @@ def test_every_protocol_is_what_sorting_gives(chunk):
     items = set(range(1, NUM_ITEMS + 1))
     for scores, target, seen, negatives in zip(*random_case(chunk), strict=True):
         ranks = jitted(catalogue(chunk=chunk))(scores, target, seen, negatives)
-        full, full_keep, sampled = (each[0] for each in ranks)
+        full, full_keep, sampled, _ = (each[0] for each in ranks)
         assert full_keep == slow_rank(scores, target, items)
         assert sampled.tolist() == [slow_rank(scores, target, row[row > 0]) for row in negatives]
         new = slow_rank(scores, target, items - {*seen})
@@ -87,7 +88,7 @@ def test_every_protocol_is_what_sorting_gives(chunk):
 def test_ranks_by_hand(scores, rank):
     others = np.array([[2, 3, 4]])
     arguments = np.array(scores, np.float32), np.int32(1), np.zeros(2, np.int32), others
-    full, full_keep, sampled = jitted(catalogue(num_items=4, chunk=5))(*arguments)
+    full, full_keep, sampled, _ = jitted(catalogue(num_items=4, chunk=5))(*arguments)
     assert full == full_keep == sampled == rank  # all others as negatives are the full ranking
 
 
@@ -107,9 +108,23 @@ def test_ranks_do_not_depend_on_chunks_and_devices(data, model, chunk):
     rank = jax.jit(rank_targets, static_argnums=5)
     expected = rank(*case, catalogue(630, 640))
     found = rank(*case, catalogue(630, chunk, data, model))
-    for name, ranks in expected._asdict().items():
-        np.testing.assert_array_equal(getattr(found, name), ranks)
+    for name in ("full", "full_keep", "sampled"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-6)
     assert (np.asarray(expected.full_keep) % 1 == 0.5).any()  # the other one of a pair ties
+
+
+@pytest.mark.parametrize(("data", "model", "chunk"), [(1, 1, 64), (8, 1, 640), (2, 4, 50)])
+@pytest.mark.parametrize("scale", [1, 100])  # exp of scores near 2,000 overflows
+def test_the_loss_is_that_of_a_softmax_over_the_items(data, model, chunk, scale):
+    hidden, table, target, seen, negatives = model_case()
+    table[[0, *range(631, 640)]] = 9  # no items
+    hidden *= scale
+    rank = jax.jit(rank_targets, static_argnums=5)
+    found = rank(hidden, table, target, seen, negatives, catalogue(630, chunk, data, model)).loss
+    scores = np.float64(hidden) @ np.float64(table[1:631]).T
+    expected = scipy.special.logsumexp(scores, axis=1) - scores[np.arange(len(target)), target - 1]
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6 * np.abs(scores).max())
 
 
 @pytest.mark.parametrize(("chunk", "model"), [(65, 1), (7, 1), (4, 5)])
@@ -148,6 +163,6 @@ def test_memory_is_bounded_by_the_chunk():
         )
         return compiled.compile().memory_analysis().temp_size_in_bytes
 
-    scores = 4 * 128 * 4096
-    assert scores < temporary_bytes(1_000_000, 4096) < 1.5 * scores
+    scores = 4 * 128 * 4096  # and as many exponentials
+    assert scores < temporary_bytes(1_000_000, 4096) < 2.5 * scores
     assert temporary_bytes(1_000_000, 4096) <= 1.01 * temporary_bytes(100_000, 4096)

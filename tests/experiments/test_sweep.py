@@ -10,7 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from test_train import ROOT, flags, log  # noqa: F401  (a fixture)
+from tiny_training import ROOT, flags
 
 from blossom_jax import sharding
 from blossom_jax.data.split import Targets
@@ -64,7 +64,7 @@ def test_a_sweep_that_makes_no_sense_is_refused(tmp_path, changes, message):
         load_sweep(str(write_sweep(tmp_path / "s.py", **changes)))
 
 
-def test_a_row_that_sets_no_key_is_refused_before_anything_is_written(tmp_path, log):  # noqa: F811
+def test_a_row_that_sets_no_key_is_refused_before_anything_is_written(tmp_path, log):
     path = write_sweep(tmp_path / "s.py", rows=ROWS | {"odd": {"model.atention": "dense"}})
     with pytest.raises(UserError, match="did you mean --config.model.attention"):
         sweep.main([*flags(log, tmp_path / "sweep"), f"--sweep={path}"])
@@ -173,7 +173,7 @@ def run_here(commands, jobs, gpus, after):
 
 
 @pytest.fixture(scope="module")
-def swept(log, tmp_path_factory):  # noqa: F811
+def swept(log, tmp_path_factory):
     """Returns a sweep's folder and what was printed: one row seed by seed, one as one program."""
     tmp_path = tmp_path_factory.mktemp("swept")
     path = write_sweep(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from test_sweep import ROWS, run_here, write_sweep
-from test_train import flags, log  # noqa: F401  (a fixture)
+from tiny_training import flags
 
 from blossom_jax.errors import UserError
 from experiments.sweep import __main__ as sweep
@@ -50,7 +50,7 @@ def tuned_sweep(tmp_path):
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_trials_are_processes_before_rows_are(tmp_path, log, monkeypatch, stopped):  # noqa: F811
+def test_trials_are_processes_before_rows_are(tmp_path, log, monkeypatch, stopped):
     trained = []
 
     def train_trial(_, row, trial, config, seeds, workdir, *, together):
@@ -71,14 +71,14 @@ def test_trials_are_processes_before_rows_are(tmp_path, log, monkeypatch, stoppe
     assert trained == (trials if stopped else [*trials, *ROWS])
 
 
-def test_one_process_at_a_time_tunes_a_row(tmp_path, log, monkeypatch):  # noqa: F811
+def test_one_process_at_a_time_tunes_a_row(tmp_path, log, monkeypatch):
     started = []
     monkeypatch.setattr(processes, "run_all", lambda commands, **_: started.extend(commands) or {})
     sweep.main([*flags(log, tmp_path / "sweep"), f"--sweep={tuned_sweep(tmp_path)}", "--seeds=2"])
     assert started == [*ROWS]
 
 
-def test_a_row_is_tuned_and_its_winner_gets_the_other_seeds(tmp_path, log, monkeypatch):  # noqa: F811
+def test_a_row_is_tuned_and_its_winner_gets_the_other_seeds(tmp_path, log, monkeypatch):
     trained = []
 
     def train_seeds(config, workdir, row, point, seeds, together):
@@ -100,7 +100,7 @@ def test_a_row_is_tuned_and_its_winner_gets_the_other_seeds(tmp_path, log, monke
     ]
 
 
-def test_a_trial_is_trained_with_the_tuning_seeds(tmp_path, log, monkeypatch):  # noqa: F811
+def test_a_trial_is_trained_with_the_tuning_seeds(tmp_path, log, monkeypatch):
     trained = []
 
     def train_seeds(config, workdir, row, point, seeds, together):
