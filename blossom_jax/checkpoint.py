@@ -60,7 +60,12 @@ class Checkpoints:
             create=not self._read_only,
             cleanup_tmp_directories=not self._read_only,
         )
-        return ocp.CheckpointManager(self._directory, options=options)
+        handlers = {
+            "params": ocp.StandardCheckpointHandler(),
+            "optimizer": ocp.StandardCheckpointHandler(),
+            "progress": ocp.JsonCheckpointHandler(),
+        }
+        return ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: dict, progress: dict, best_step: int) -> None:
         """Copies the state to the host, and writes it in the background.
@@ -103,12 +108,7 @@ class Checkpoints:
         if step is None:
             return None
         rest = {name: value for name, value in like.items() if name != "params"}
-        restored = self._restore(
-            step,
-            params=ocp.args.StandardRestore(like["params"]),
-            optimizer=ocp.args.StandardRestore(rest),
-            progress=ocp.args.JsonRestore(),
-        )
+        restored = self._restore(step, {"params": like["params"], "optimizer": rest})
         return {"params": restored.params, **restored.optimizer}, restored.progress
 
     def steps(self) -> list[int]:
@@ -120,7 +120,7 @@ class Checkpoints:
         step = _judged_by_the_first(lambda: self._latest_whole(remove=False))
         if step is None:
             return None
-        return self._restore(step, progress=ocp.args.JsonRestore()).progress
+        return self._restore(step, {}).progress
 
     def restore_params(self, step: int, like: Any) -> Any | None:
         """Returns the parameters of one checkpoint, or None (and says so) if it is damaged.
@@ -135,7 +135,7 @@ class Checkpoints:
         self._wait()
         damage = _judged_by_the_first(lambda: self._damage(step))
         if not damage:
-            return self._restore(step, params=ocp.args.StandardRestore(like)).params
+            return self._restore(step, {"params": like}).params
         self._report(damage)
         return None
 
@@ -155,14 +155,16 @@ class Checkpoints:
                 shutil.rmtree(self._directory / str(step))
         return None
 
-    def _restore(self, step: int, **items) -> ocp.args.Composite:
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except (ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"{self._directory / str(step)} does not fit this model: {reason}"
-            ) from error
+    def _restore(self, step: int, like: dict[str, Any]) -> ocp.args.Composite:
+        """Returns the progress, and the items whose arrays are described."""
+        stored = self._manager.item_metadata(step)
+        for item, wanted in like.items():
+            if misfit := _first_difference(stored[item], wanted):
+                raise UserError(f"{self._directory / str(step)} does not fit this model: {misfit}")
+        items = {name: ocp.args.StandardRestore(wanted) for name, wanted in like.items()}
+        return self._manager.restore(
+            step, args=ocp.args.Composite(progress=ocp.args.JsonRestore(), **items)
+        )
 
     def _wait(self) -> None:
         """Waits for the last save; raises its error here, if it had one."""
@@ -211,6 +213,26 @@ class _LatestTwoAndBest(ocp.checkpoint_managers.PreservationPolicy):
         del context
         latest = {info.step for info in checkpoints[-2:]}
         return [info.step in latest or info.step == self.best_step for info in checkpoints]
+
+
+def _first_difference(stored: Any, wanted: Any) -> str:
+    """Names an array that two trees do not share, or not in one shape; "" if there is none."""
+    # Orbax, where shapes differ, leaves threads behind that print tracebacks.
+    there, here = _shapes(stored), _shapes(wanted)
+    for name in sorted(there.keys() | here.keys()):
+        if name not in here:
+            return f"{name} of the checkpoint is not in it"
+        if name not in there:
+            return f"its {name} is not in the checkpoint"
+        if there[name] != here[name]:
+            return f"{name} has the shape {there[name]} there, and {here[name]} in the model"
+    return ""
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
+    return {name(path).removesuffix(".value"): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:

@@ -98,9 +98,13 @@ def read_parquet(path: pathlib.Path, wanted: Columns) -> Records:
     """Reads a Parquet file; ids of any type become text.
 
     Raises:
-      UserError: A missing column.
+      UserError: A missing column, or one that holds lists or structs.
     """
-    chosen = choose_columns(path, list(pl.read_parquet_schema(path)), wanted, UNNAMED)
+    schema = pl.read_parquet_schema(path)
+    chosen = choose_columns(path, list(schema), wanted, UNNAMED)
+    for column in filter(None, chosen):
+        if schema[column].is_nested():
+            raise UserError(f"{path}: the column {column!r} holds {schema[column]}, not one value")
     table = pl.scan_parquet(path).with_row_index("row")
     return Records(_select(table, chosen), lambda row: f"{path} row {row + 1}", lambda: None)
 

@@ -148,9 +148,18 @@ def test_a_damaged_best_is_reported(directory):
     assert line.startswith(f"checkpoint {directory / '10'} is damaged")
 
 
-def test_another_model_is_refused_in_one_line(directory):
-    other = abstract(make_state(0) | {"params": {"table": jnp.ones((2, 2))}})
-    with pytest.raises(UserError, match="does not fit this model") as error:
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        ({"table": jnp.ones((2, 2))}, r"table has the shape \(64, 8\) there, and \(2, 2\) in the"),
+        ({"layers": {}}, "layers.0 of the checkpoint is not in it"),
+        ({"more": jnp.ones(2)}, "its more is not in the checkpoint"),
+    ],
+)
+def test_another_model_is_refused_in_one_line(directory, params, reason):
+    state = make_state(0)
+    other = abstract(state | {"params": state["params"] | params})
+    with pytest.raises(UserError, match=f"does not fit this model: {reason}") as error:
         Checkpoints(directory).restore_latest(other)
     assert "\n" not in str(error.value)
     assert steps(directory) == [10, 30, 40]

@@ -75,6 +75,9 @@ def test_parquet_with_typed_columns(tmp_path, zone):
     frame.with_columns(i=pl.Series([7, None, 7])).write_parquet(path)
     with pytest.raises(UserError, match=r"log\.parquet row 2: the item is missing"):
         read_table(path, "parquet", NAMED)
+    frame.with_columns(i=pl.Series([[7], [8], [9]])).write_parquet(path)
+    with pytest.raises(UserError, match=r"the column 'i' holds List\(Int64\), not one value"):
+        read_table(path, "parquet", NAMED)
 
 
 def test_time_column_is_optional(tmp_path):
