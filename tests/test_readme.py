@@ -23,10 +23,20 @@ def test_python_runs(block, capsys, tmp_path, monkeypatch):
     assert promised and capsys.readouterr().out.splitlines() == promised
 
 
+def anchors(page):
+    """Returns what links may name in a page, as GitHub makes it of headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pages
-def test_linked_files_exist(page):
-    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
-    assert not [at for at in links if "://" not in at and not (page.parent / at).is_file()]
+def test_linked_files_and_sections_exist(page):
+    for at, section in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text()):
+        if "://" not in at:
+            linked = page.parent / at if at else page
+            assert linked.is_file(), at
+            assert not section or section in anchors(linked), f"{at}#{section}"
 
 
 @pages

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
-QUOTED = re.findall(r"^- `([^`]+)`", PAGE, re.MULTILINE)
+QUOTED = [" ".join(q.split()) for q in re.findall(r"^- `([^`]+)`", PAGE, re.MULTILINE)]
 
 
 def texts(path):
