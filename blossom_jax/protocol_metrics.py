@@ -25,10 +25,10 @@ class Ranks:
       num_items: V, size of the catalogue.
       num_negatives: Items drawn for each user and protocol, the same at every evaluation.
       num_seen: int64[n], different items of each user's history, the target left out.
-      loss: float64[n], -log of the probability that a softmax over the catalogue gives the target,
-        in nats; None where scores are not meant for a softmax.
       best_places: {"full": int32[V + 1], "full_keep": ..}, the best place of each item in the
         ranking of any user, from `coverage.note_places`; {} where it was not asked for.
+      loss: float64[n], -log of the probability that a softmax over the catalogue gives the target,
+        in nats; None where scores are not meant for a softmax.
     """
 
     full: Float[np.ndarray, "n"]
@@ -37,8 +37,8 @@ class Ranks:
     num_items: int
     num_negatives: int
     num_seen: Int[np.ndarray, "n"]
-    loss: Float[np.ndarray, "n"] | None = None
     best_places: dict[str, Int[np.ndarray, "catalogue"]] = dataclasses.field(default_factory=dict)
+    loss: Float[np.ndarray, "n"] | None = None
 
     def of_users(self, chosen: Bool[np.ndarray, "n"]) -> "Ranks":
         """Returns the ranks of some users alone, without best places, which are of all."""

@@ -18,7 +18,10 @@ _MARKERS = "osD^vPX*"
 
 
 def curves(series: Sequence[Series], metric: str) -> Figure:
-    """Draws the loss in training, and the metric in validation, against steps: a line a run."""
+    """Draws the loss, and the metric in validation, against steps: a line a run.
+
+    The loss in validation, which knows no dropout and no smoothed labels, is dashed.
+    """
     figure, (loss, valid) = _panels(1, 2, legend=series)
     for style, each in zip(_styles(len(series)), series, strict=True):
         for n, run in enumerate(each.runs):
@@ -26,8 +29,9 @@ def curves(series: Sequence[Series], metric: str) -> Figure:
             label = each.name if n == 0 else None
             log = collect.read_log(run)
             loss.plot(*_points(log, "train", "loss"), label=label, **line)
+            loss.plot(*_points(log, "valid", "loss"), linestyle="--", **line)
             valid.plot(*_points(log, "valid", metric), marker=".", markersize=4, **line)
-    _name(loss, "Loss in training", "steps")
+    _name(loss, "Loss in training; dashed: in validation", "steps")
     _name(valid, f"{metric} in validation", "steps")
     _legend(figure, loss)
     return figure
