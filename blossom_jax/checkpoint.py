@@ -51,6 +51,7 @@ class Checkpoints:
         self._report = report
         self._keep = _LatestTwoAndBest()
         self._sealing = threading.Thread()
+        self._unsealed: OSError | None = None
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
@@ -142,7 +143,8 @@ class Checkpoints:
     def close(self) -> None:
         """Waits until everything is written."""
         self._wait()
-        self._manager.close()
+        if "_manager" in self.__dict__:
+            self._manager.close()
 
     def _latest_whole(self, *, remove: bool) -> int | None:
         """Returns the latest step whose checkpoint is whole; reports, or removes, later ones."""
@@ -168,9 +170,13 @@ class Checkpoints:
 
     def _wait(self) -> None:
         """Waits for the last save; raises its error here, if it had one."""
-        self._manager.wait_until_finished()
+        if "_manager" in self.__dict__:  # else nothing was saved, and there need be no folder
+            self._manager.wait_until_finished()
         if self._sealing.is_alive():
             self._sealing.join()
+        error, self._unsealed = self._unsealed, None
+        if error:
+            raise error
 
     def _seal(self, step: int) -> None:
         try:
@@ -180,8 +186,11 @@ class Checkpoints:
         if jax.process_index() == 0:
             folder = self._directory / str(step)
             partial = folder / f"{_SEAL}.partial"
-            partial.write_text(json.dumps(_digests(folder)))
-            os.replace(partial, folder / _SEAL)
+            try:
+                partial.write_text(json.dumps(_digests(folder)))
+                os.replace(partial, folder / _SEAL)
+            except OSError as error:  # a full disk; likewise
+                self._unsealed = error
 
     def _damage(self, step: int) -> str:
         """Says what is wrong with a checkpoint; "" if nothing is."""

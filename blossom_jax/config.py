@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from blossom_jax.errors import UserError
+from blossom_jax.errors import check, check_name
 from pallas_kernels import checks, dispatch
 
 BLOCKS = ("post_norm", "pre_norm", "hstu", "plain")
@@ -126,44 +126,49 @@ class ModelConfig:
         for field in dataclasses.fields(self):
             if field.type is int or field.type == "int":
                 value, least = getattr(self, field.name), int(field.name != "selector_seed")
-                _check(value >= least, f"model.{field.name} must be at least {least}, got {value}")
-                _check(value < 2**31, f"model.{field.name} must be below 2**31, got {value}")
+                check(value >= least, f"model.{field.name} must be at least {least}, got {value}")
+                check(value < 2**31, f"model.{field.name} must be below 2**31, got {value}")
         self._check_names()
         self._check_combination()
         self._check_sizes()
         self._check_selector()
 
     def _check_names(self):
-        _check_name("block", self.block, BLOCKS)
-        _check_name("attention", self.attention, ATTENTIONS)
-        _check_name("positions", self.positions, POSITIONS)
-        _check_name("objective", self.objective, OBJECTIVES)
-        _check_name("selection_gradient", self.selection_gradient, checks.SELECTION_GRADIENTS)
-        _check_name("selector", self.selector, SELECTORS)
-        _check_name("gate", self.gate, GATES)
-        _check_name("dtype", self.dtype, DTYPES)
-        _check_name("remat", self.remat, REMATS)
+        check_name("model.block", self.block, BLOCKS)
+        check_name("model.attention", self.attention, ATTENTIONS)
+        check_name("model.positions", self.positions, POSITIONS)
+        check_name("model.objective", self.objective, OBJECTIVES)
+        check_name("model.selection_gradient", self.selection_gradient, checks.SELECTION_GRADIENTS)
+        check_name("model.selector", self.selector, SELECTORS)
+        check_name("model.gate", self.gate, GATES)
+        check_name("model.dtype", self.dtype, DTYPES)
+        check_name("model.remat", self.remat, REMATS)
         known = _IMPLEMENTATIONS.get(self.attention, dispatch.NAMES)
-        _check_name("implementation", self.implementation, ("", *known))
+        check_name("model.implementation", self.implementation, ("", *known))
 
     def _check_combination(self):
         attention = f"model.attention={self.attention!r}"
         if self.attention in RECURRENT:
-            _check(
+            check(
                 self.positions != "rope",
                 f"model.positions='rope' turns queries and keys; {attention} has none: "
                 "choose 'none' or 'learned'",
             )
-            _check(
+            check(
                 self.block != "hstu",
                 f"model.block='hstu' needs queries; {attention} has none: choose another block",
             )
-            _check(self.causal, f"{attention} reads forward alone: model.causal must be true")
+            check(self.causal, f"{attention} reads forward alone: model.causal must be true")
         if self.objective == "masked":
-            _check(
+            check(
                 not self.causal,
                 "model.objective='masked' predicts an event from both its sides: "
                 "model.causal must be false",
+            )
+            check(
+                self.history_length >= 1,
+                "model.objective='masked' appends a mask to a history: model.max_length must be "
+                f"at least 2, got {self.max_length}",
             )
 
     def _check_sizes(self):
@@ -171,32 +176,32 @@ class ModelConfig:
         _check_divides("num_heads", self.num_heads, "num_kv_heads", self.num_kv_heads)
         block, stride = self.selection_block_size, self.compress_stride
         _check_divides("selection_block_size", block, "compress_stride", stride)
-        _check(
+        check(
             self.positions != "rope" or self.head_size % 2 == 0,
             "rotary positions turn pairs: model.hidden_size / model.num_heads must be even, "
             f"got {self.hidden_size} / {self.num_heads}",
         )
         theta = self.rope_theta
-        _check(1 < theta < math.inf, f"model.rope_theta must be above 1 and finite, got {theta}")
-        _check(
+        check(1 < theta < math.inf, f"model.rope_theta must be above 1 and finite, got {theta}")
+        check(
             self.compress_block_size >= stride,
             f"model.compress_block_size {self.compress_block_size} must not be below "
             f"model.compress_stride {stride}: the tokens between two windows would be lost",
         )
         for name in ("dropout", "embedding_dropout"):
             rate = getattr(self, name)
-            _check(0 <= rate < 1, f"model.{name} must lie in [0, 1), got {rate}")
+            check(0 <= rate < 1, f"model.{name} must lie in [0, 1), got {rate}")
         epsilon = self.layer_norm_epsilon
-        _check(epsilon > 0, f"model.layer_norm_epsilon must be positive, got {epsilon}")
+        check(epsilon > 0, f"model.layer_norm_epsilon must be positive, got {epsilon}")
 
     def _check_selector(self):
-        _check(
+        check(
             self.causal or self.selector in SCORED,
             f"model.selector={self.selector!r} looks back alone: model.causal must be true, or "
             f"model.selector one of {', '.join(map(repr, SCORED))}",
         )
         spent, kept = SUMMARIES.get(self.selector, 0), self.num_selected_keys
-        _check(
+        check(
             spent <= kept,
             f"model.selector={self.selector!r} puts {spent} averages in place of selected tokens, "
             "of which there are model.num_selected_blocks x model.selection_block_size = "
@@ -204,7 +209,7 @@ class ModelConfig:
         )
         for name in ("gate_bias_ltis", "gate_bias_stis"):
             bias = getattr(self, name)
-            _check(math.isfinite(bias), f"model.{name} must be finite, got {bias}")
+            check(math.isfinite(bias), f"model.{name} must be finite, got {bias}")
 
     @property
     def num_selected_keys(self) -> int:
@@ -247,18 +252,8 @@ class ModelConfig:
         return jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
 
 
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise UserError(message)
-
-
-def _check_name(field: str, name: str, known: tuple[str, ...]) -> None:
-    shown = ", ".join(repr(each) for each in known)
-    _check(name in known, f"model.{field} must be one of {shown}, got {name!r}")
-
-
 def _check_divides(whole_name: str, whole: int, part_name: str, part: int) -> None:
-    _check(
+    check(
         whole % part == 0,
         f"model.{whole_name} must be a multiple of model.{part_name}, got {whole} and {part}",
     )

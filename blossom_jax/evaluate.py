@@ -90,13 +90,13 @@ class Evaluator:
         """
         self._num_items = num_items
         self._mesh = mesh
-        self._with_loss = with_loss
         rank = functools.partial(
             _rank_and_note,
             encode=encode,
             catalogue=Catalogue(num_items, chunk, mesh),
             num_places=min(max(ks), num_items),
             mesh=mesh,
+            with_loss=with_loss,
         )
         self._rank = jax.jit(rank, donate_argnums=2, out_shardings=sharding.replicated(mesh))
         self._programs = {}
@@ -186,11 +186,8 @@ class Evaluator:
             rank, places = self._program(params, inputs, places)(params, inputs, places)
             found.append((user, rank))  # the device is still at work on it
 
-        by_user = _by_user(found, negatives)
-        if not self._with_loss:
-            by_user["loss"] = None
         return Ranks(
-            **by_user,
+            **_by_user(found, negatives),
             num_items=self._num_items,
             num_negatives=negatives.items.shape[-1],
             num_seen=negatives.num_seen,
@@ -203,19 +200,23 @@ def _key(inputs, places):
     return *places, *(array.shape for _, array in sorted(inputs.items()))
 
 
-def _rank_and_note(params, batch, best_places, *, encode, catalogue, num_places: int, mesh):
+def _rank_and_note(
+    params, batch, best_places, *, encode, catalogue, num_places: int, mesh, with_loss: bool
+):
     """Ranks the targets of a batch; notes the best places of items where there are any so far."""
     with sharding.traced_on(mesh):
         hidden, table = encode(params, batch)
     target, seen = batch["target"], batch["seen"]
-    ranks = rank_targets(hidden, table, target, seen, batch["negatives"], catalogue)
+    negatives = batch["negatives"]
+    ranks = rank_targets(hidden, table, target, seen, negatives, catalogue, with_loss=with_loss)
     left_out = {"full": seen, "full_keep": jnp.zeros_like(seen[:, :1])}
     noted = {}
     for name, best in best_places.items():  # none where no coverage is asked for
         score, item = first_places(hidden, table, left_out[name], catalogue, k=num_places)
         is_place = (target > 0)[:, None] & (score > -jnp.inf)
         noted[name] = note_places(best, item, is_place)
-    return ranks._asdict(), noted
+    found = {name: value for name, value in ranks._asdict().items() if value is not None}
+    return found, noted
 
 
 def _by_user(
@@ -224,9 +225,8 @@ def _by_user(
     """Puts what was found for the users of each batch (-1 = none) in the order of the negatives."""
     num_users, num_protocols, _ = negatives.items.shape
     widths = {"full": (), "full_keep": (), "sampled": (num_protocols,), "loss": ()}
-    ranks: dict[str, Any] = {
-        name: np.full((num_users, *width), np.nan) for name, width in widths.items()
-    }
+    first = found[0][1] if found else widths
+    ranks: dict[str, Any] = {name: np.full((num_users, *widths[name]), np.nan) for name in first}
     for user, rank in found:
         for name, values in rank.items():
             ranks[name][user[user >= 0]] = np.asarray(values)[user >= 0]

@@ -72,8 +72,10 @@ class IncrementalRecommender:
             read. They may be empty.
 
         Raises:
-          UserError: An item that the model does not know.
+          UserError: An item that the model does not know, or no history.
         """
+        if not histories:
+            raise UserError("there is no user to begin with: histories is empty")
         kept = [self._checked(history)[-self.max_events :] for history in histories]
         num_events = tuple(map(len, kept))
         item_ids = np.zeros((len(kept), self._capacity(max(num_events))), np.int32)
@@ -126,10 +128,10 @@ class IncrementalRecommender:
         return next((c for c in self._capacities if c >= num_events), self._capacities[-1])
 
     def _checked(self, items: Items) -> np.ndarray:
-        item_ids = np.asarray(items, np.int32)
+        item_ids = np.asarray(items, np.int64)
         unknown = item_ids[(item_ids < 1) | (item_ids > self._num_items)]
         if unknown.size:
             raise UserError(
                 f"item {unknown[0]} is unknown: this model's items are 1..{self._num_items}"
             )
-        return item_ids
+        return item_ids.astype(np.int32)

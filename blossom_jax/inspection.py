@@ -1,7 +1,9 @@
 """What a model decides while it reads a history: gates, and the blocks that are selected."""
 
+import dataclasses
 from typing import Any
 
+from flax import nnx
 from jaxtyping import Array, Int
 
 from blossom_jax.model import BlossomRec
@@ -26,14 +28,12 @@ def decisions(
     if model.config.block == "hstu":
         return [{} for _ in model.layers]
     found: list[Decisions] = []
-    attentions = [layer.attention for layer in model.layers]
-    try:
-        for layer, attention in zip(model.layers, attentions, strict=True):
-            layer.attention = _Recorder(attention, found)  # type: ignore[assignment]
-        model(item_ids, positions)
-    finally:
-        for layer, attention in zip(model.layers, attentions, strict=True):
-            layer.attention = attention
+    model = nnx.merge(*nnx.split(model))  # another module, of the same arrays
+    # A block that is computed again for its gradients is traced, and would decide about tracers.
+    model.config = dataclasses.replace(model.config, remat="none")
+    for layer in model.layers:
+        layer.attention = _Recorder(layer.attention, found)  # type: ignore[assignment]
+    model(item_ids, positions)
     return found
 
 

@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from threadpoolctl import threadpool_limits
 
+from blossom_jax.errors import UserError
+
 
 def without_seen(
     scores: Float[Array, "B items"], seen: Int[Array, "B S"]
@@ -66,11 +68,11 @@ def gains_from_ranks(ranks: Float[np.ndarray, "*n"], name: str) -> Float[np.ndar
       name: "recall@10", "ndcg@5", ...
 
     Raises:
-      ValueError: A name that is no metric of ranks.
+      UserError: A name that is no metric of ranks.
     """
     kind, _, k = name.partition("@")
     if kind not in ("recall", "ndcg", "mrr") or not k.isdigit():
-        raise ValueError(f"the metric must be recall@k, ndcg@k or mrr@k, got {name!r}")
+        raise UserError(f"the metric must be recall@k, ndcg@k or mrr@k, got {name!r}")
     return _gains(ranks, [int(k)])[name]
 
 

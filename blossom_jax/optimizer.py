@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from blossom_jax.errors import UserError
+from blossom_jax.errors import UserError, check
 
 _COOLDOWN = 0.2  # share of a "wsd" run in which the learning rate falls
 
@@ -47,10 +47,16 @@ def make_optimizer(
     Raises:
       UserError: A value out of its range.
     """
-    _check(weight_decay >= 0, f"weight_decay must not be negative, {weight_decay=}")
-    _check(0 <= b1 < 1 and 0 <= b2 < 1, f"b1 and b2 must lie in [0, 1), {b1=} {b2=}")
-    _check(clip_norm >= 0, f"clip_norm must not be negative, {clip_norm=}")
-    _check(accumulate_steps >= 1, f"accumulate_steps must be at least 1, {accumulate_steps=}")
+    check(weight_decay >= 0, f"train.weight_decay must not be negative, got {weight_decay}")
+    check(
+        0 <= b1 < 1 and 0 <= b2 < 1,
+        f"train.b1 and train.b2 must lie in [0, 1), got {b1} and {b2}",
+    )
+    check(clip_norm >= 0, f"train.clip_norm must not be negative, got {clip_norm}")
+    check(
+        accumulate_steps >= 1,
+        f"train.accumulate_steps must be at least 1, got {accumulate_steps}",
+    )
     rate = learning_rate_schedule(
         learning_rate=learning_rate,
         warmup_steps=warmup_steps,
@@ -82,9 +88,11 @@ def learning_rate_schedule(
       UserError: An unknown schedule, one that would fall before its warm-up has ended, or a
         number that is negative.
     """
-    finite = 0 <= learning_rate < math.inf
-    _check(finite, f"learning_rate must be finite and not negative, {learning_rate=}")
-    _check(warmup_steps >= 0, f"warmup_steps must not be negative, {warmup_steps=}")
+    check(
+        0 <= learning_rate < math.inf,
+        f"train.learning_rate must be finite and not negative, got {learning_rate}",
+    )
+    check(warmup_steps >= 0, f"train.warmup_steps must not be negative, got {warmup_steps}")
     fall = math.ceil(total_updates * _COOLDOWN)
     hold = total_updates - fall - warmup_steps
     if schedule == "constant":
@@ -94,18 +102,13 @@ def learning_rate_schedule(
     elif schedule == "wsd":
         rest = optax.linear_schedule(learning_rate, 0.0, fall, transition_begin=hold)
     else:
-        raise UserError(f"schedule must be 'constant', 'cosine' or 'wsd', {schedule=}")
-    _check(
+        raise UserError(f"train.schedule must be 'constant', 'cosine' or 'wsd', got {schedule!r}")
+    check(
         schedule == "constant" or hold >= 0,
-        f"{schedule=} of {total_updates} updates leaves no room for {warmup_steps=}: train longer, "
-        "or lower train.warmup_steps",
+        f"train.schedule={schedule!r} of {total_updates} updates leaves no room for "
+        f"train.warmup_steps={warmup_steps}: train longer, or lower it",
     )
     if not warmup_steps:
         return rest
     warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
     return optax.join_schedules([warmup, rest], [warmup_steps])
-
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise UserError(message)

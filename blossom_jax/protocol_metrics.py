@@ -66,17 +66,15 @@ def summarize(ranks: Ranks, ks: Sequence[int] = KS) -> dict[str, float]:
       target is not new to them}. The sampled protocols are those of `negatives.py`; uniform ones
       are followed by what they say about a full ranking: "uni100_corrected" estimates `full_keep`,
       and "uni100_unseen_corrected" `full`, but for targets that are not new, which count as if
-      they were. Coverage is there where the best places are, and the loss where there is one.
+      they were. Coverage is there where the best places are, and the loss where there is one and it
+      is finite.
     """
-    by_protocol = _by_protocol(ranks, ks)
-    found = {
-        f"{protocol}/{metric}": value
-        for protocol, values in by_protocol.items()
-        for metric, value in values.items()
-    }
+    loss = np.nan if ranks.loss is None else float(np.mean(ranks.loss))
+    found = {"loss": loss} if np.isfinite(loss) else {}
+    for protocol, values in _by_protocol(ranks, ks).items():
+        found |= {f"{protocol}/{metric}": value for metric, value in values.items()}
     repeated = np.isinf(ranks.full) & np.isfinite(ranks.full_keep)
-    loss = {} if ranks.loss is None else {"loss": float(np.mean(ranks.loss))}
-    return {**loss, **found, "repeated_targets": float(np.mean(repeated))}
+    return {**found, "repeated_targets": float(np.mean(repeated))}
 
 
 def _by_protocol(ranks: Ranks, ks: Sequence[int]) -> dict[str, dict[str, float]]:

@@ -37,7 +37,7 @@ class UserRanks(NamedTuple):
     full: Float[Array, "B"]
     full_keep: Float[Array, "B"]
     sampled: Float[Array, "B P"]
-    loss: Float[Array, "B"]
+    loss: Float[Array, "B"] | None
 
 
 def rank_targets(
@@ -47,6 +47,8 @@ def rank_targets(
     seen: Int[Array, "B S"],
     negatives: Int[Array, "B P N"],
     catalogue: Catalogue,
+    *,
+    with_loss: bool = True,
 ) -> UserRanks:
     """Ranks every user's target under all protocols.
 
@@ -57,12 +59,13 @@ def rank_targets(
       seen: Different items of each user's history, 0 = none.
       negatives: Other items by protocol, from `negatives.draw`; 0 = none.
       catalogue: Its size, and how it is gone through.
+      with_loss: Whether scores are logits, so that a softmax of them means something.
 
     Returns:
-      Ranks from 1, in halves, inf = a miss; they are exact up to 2**23. And -log softmax of the
-      target's score over the catalogue, in nats.
+      Ranks from 1, in halves, inf = a miss; they are exact up to 2**23. And, if asked for, -log
+      softmax of the target's score over the catalogue, in nats.
     """
-    rank = functools.partial(_rank, catalogue=catalogue)
+    rank = functools.partial(_rank, catalogue=catalogue, with_loss=with_loss)
     return _on_all_devices(rank, catalogue, num_arrays=5)(hidden, table, target, seen, negatives)
 
 
@@ -135,34 +138,34 @@ def _scores(hidden, table, begin, size):
     return jnp.einsum("bm,cm->bc", hidden.astype(jnp.float32), rows, precision=exact)
 
 
-def _rank(hidden, table, target, seen, negatives, *, catalogue) -> UserRanks:
+def _rank(hidden, table, target, seen, negatives, *, catalogue, with_loss) -> UserRanks:
     # Scores that are compared come from the same product, so that equal items have equal scores.
     drawn = negatives.reshape(len(negatives), -1)
     wanted = jnp.concatenate([target[:, None], drawn, seen], axis=1)
 
-    def pick(chunk, found):
-        picked, top = found
-        top = jnp.maximum(top, jnp.max(chunk.scores, axis=1, where=chunk.counts, initial=-jnp.inf))
+    def pick(chunk, picked):
         column = wanted - chunk.item[0]
-        score = jnp.take_along_axis(chunk.scores, jnp.clip(column, 0, len(chunk.item) - 1), axis=1)
+        found = jnp.take_along_axis(chunk.scores, jnp.clip(column, 0, len(chunk.item) - 1), axis=1)
         is_here = (column >= 0) & (column < len(chunk.item))
-        return jnp.where(is_here, score, picked), top
+        return jnp.where(is_here, found, picked)
 
-    nothing = jnp.zeros(wanted.shape), jnp.full(target.shape, -jnp.inf)
-    picked, top = _over_chunks(pick, nothing, hidden, table, catalogue)
-    picked, top = lax.psum(picked, sharding.MODEL), lax.pmax(top, sharding.MODEL)
+    zeros = jnp.zeros(wanted.shape)
+    picked = lax.psum(_over_chunks(pick, zeros, hidden, table, catalogue), sharding.MODEL)
     own, others, of_seen = jnp.split(picked, [1, 1 + drawn.shape[1]], axis=1)
 
-    def count(chunk, sums):
-        ahead, total = sums
+    def count(chunk, state):
+        ahead, log_total = state
         counts = chunk.counts & (chunk.item != target[:, None])
         ahead += _sum(metrics.ahead(chunk.scores, own), counts)
-        return ahead, total + _sum(jnp.exp(chunk.scores - top[:, None]), chunk.counts)
+        if with_loss:
+            logits = jnp.where(chunk.counts, chunk.scores, -jnp.inf)
+            log_total = jnp.logaddexp(log_total, jax.nn.logsumexp(logits, axis=1))
+        return ahead, log_total
 
-    zeros = jnp.zeros(target.shape)
-    sums = _over_chunks(count, (zeros, zeros), hidden, table, catalogue)
-    ahead, total = lax.psum(sums, sharding.MODEL)
-    full_keep = 1 + ahead
+    nothing = jnp.zeros(target.shape), jnp.full(target.shape, -jnp.inf)
+    ahead, log_total = _over_chunks(count, nothing, hidden, table, catalogue)
+    full_keep = 1 + lax.psum(ahead, sharding.MODEL)
+    log_total = jax.nn.logsumexp(lax.all_gather(log_total, sharding.MODEL), axis=0)
     is_seen = (seen > 0) & (seen != target[:, None])
     new = full_keep - _sum(metrics.ahead(of_seen, own), is_seen)
     full = jnp.where((seen == target[:, None]).any(axis=1), jnp.inf, new)
@@ -172,7 +175,7 @@ def _rank(hidden, table, target, seen, negatives, *, catalogue) -> UserRanks:
         full=jnp.where(is_nan, jnp.inf, full),
         full_keep=jnp.where(is_nan, jnp.inf, full_keep),
         sampled=jnp.where(is_nan[:, None], jnp.inf, sampled),
-        loss=jnp.log(total) + top - own[:, 0],
+        loss=log_total - own[:, 0] if with_loss else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,7 @@ def last_scores(
         program = jax.export.deserialize(bytearray((directory / PROGRAM).read_bytes()))
         with np.load(directory / PARAMS) as arrays:
             params = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{directory} is damaged: {error}") from error
     longest = read_config(directory)[EXPORT]["lengths"][-1]
 

@@ -109,9 +109,10 @@ def _read_checkpoint(workdir, like, step):
 
     with contextlib.closing(Checkpoints(workdir / "checkpoints", read_only=True)) as checkpoints:
         progress = checkpoints.latest_progress()
-        step = step or (progress and progress["best_step"])
-        if not progress or not step:
+        best = progress["best_step"] if progress else 0
+        if not progress or step is None and not best:
             raise UserError(f"{workdir} holds no checkpoint of a model that was evaluated")
+        step = best if step is None else step
         if step not in checkpoints.steps():
             there = ", ".join(map(str, checkpoints.steps()))
             raise UserError(f"{workdir} holds no checkpoint of step {step}; it has: {there}")

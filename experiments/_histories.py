@@ -10,7 +10,7 @@ from blossom_jax.data.perturb import shuffle_histories
 from blossom_jax.data.split import Targets
 from blossom_jax.errors import UserError
 from blossom_jax.protocol_metrics import Ranks, summarize
-from experiments import _results
+from experiments import _columns, _results
 
 Rank = Callable[[Interactions, int], Ranks]  # of a log, seeing so many events
 _SEEDS = 3  # orders to try, since one may be lucky
@@ -130,4 +130,4 @@ def table(title: str, rows: Sequence[dict], reference: dict) -> str:
                 share,
             )
         )
-    return "\n".join([title, "", *_results.align(lines)])
+    return "\n".join([title, "", *_columns.align(lines)])

@@ -30,7 +30,7 @@ def describe(model: TrainedModel, results: dict | None) -> str:
 
 A sequential recommender: it scores {items.num_items:,} items as the next one after a history of
 items. BlossomRec in JAX (arXiv 2512.13368), {parameters:,} parameters, as they were after
-step {model.step:,} of training. It sees the last {sizes.max_length:,} events of a history.
+step {model.step:,} of training. It sees the last {sizes.history_length:,} events of a history.
 
 ## Use
 

@@ -24,7 +24,7 @@ from blossom_jax.train_step import (
     init_state,
     make_train_step,
 )
-from experiments import _evaluation, _setup, _workdir
+from experiments import _commit, _evaluation, _setup
 from experiments._step import compile_step
 
 
@@ -60,7 +60,7 @@ def make_plan(config: ml_collections.ConfigDict, num_seeds: int = 1) -> Plan:
     Raises:
       UserError: Whatever makes the run impossible.
     """
-    commit = _workdir.git_commit()
+    commit = _commit.git_commit()
     _check(config)
     interactions, split = _setup.load_data(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)

@@ -4,6 +4,7 @@ from typing import Any
 
 import ml_collections
 
+from blossom_jax.config import ModelConfig
 from blossom_jax.data import Interactions, Split
 
 SEEN_ITEMS = {
@@ -29,7 +30,7 @@ def make_card(
       config: Of the run.
       interactions: The log.
       split: Of the log.
-      commit: From `_workdir.git_commit`, read when the command began.
+      commit: From `_commit.git_commit`, read when the command began.
     """
     data, evaluation = config.data, config.eval
     return {
@@ -42,7 +43,7 @@ def make_card(
             "min_item_events": data.min_item_events,
             "repeats": data.repeats,
         },
-        "model_sees_events": config.model.max_length,
+        "model_sees_events": ModelConfig(**config.model).history_length,
         "chosen_by": f"validation {evaluation.metric}",
         "seen_items": SEEN_ITEMS,
         "negatives": {

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import zipfile
+import zlib
 from typing import Any
 
 import jax
@@ -50,11 +52,13 @@ def read(
     path = workdir / _FILE
     try:
         with np.load(path) as arrays:
-            if protocol not in arrays:
-                raise UserError(f"{path} has no ranks of {protocol!r}, only {sorted(arrays)}")
-            return arrays["user"], arrays[protocol].astype(np.float64)
-    except (OSError, ValueError) as error:
+            known = sorted(set(arrays) - {"user"})
+            found = {name: arrays[name] for name in {"user", protocol} & {*arrays}}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"{path} cannot be read: {error}; without results.json beside it, the command that "
             "made the run tests it again"
         ) from error
+    if protocol not in known:
+        raise UserError(f"{path} has no ranks of {protocol!r}, only of {', '.join(known)}")
+    return found["user"], found[protocol].astype(np.float64)

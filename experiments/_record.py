@@ -27,7 +27,7 @@ def make_record(
       mesh: Devices that were used.
       test: What was asked.
       ranks: What the model answered.
-      commit: From `_workdir.git_commit`, read when the command began.
+      commit: From `_commit.git_commit`, read when the command began.
       **measured: By name, what only whoever ran the model knows.
     """
     return {

@@ -1,9 +1,10 @@
 """Shows what a run measured."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from experiments import _protocol
+from experiments._columns import align
 
 _HEADLINE = 10  # where the printed metrics are cut off, if it was measured
 
@@ -92,12 +93,3 @@ def _by_bucket(title, name, buckets, k):
         metrics = (f"{bucket[metric]:.4f}" for metric in shown)
         rows.append([values, f"{bucket['num_users']:,}", *metrics])
     return "\n".join(align(rows))
-
-
-def align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Yields rows of cells as lines: the first column to the left, the others to the right."""
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *others in rows:
-        cells = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
-        yield "  ".join([first.ljust(widths[0]), *cells])

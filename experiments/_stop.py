@@ -13,15 +13,15 @@ class _Stopped(BaseException):
 
 
 @contextlib.contextmanager
-def exits_at_sigterm() -> Iterator[None]:
-    """Ends the process with exit code 0 at a SIGTERM, unless something inside handles it.
+def exits_at_sigterm(code: int = 0) -> Iterator[None]:
+    """Ends the process with an exit code at a SIGTERM, unless something inside handles it.
 
     Training does (`trainer.signals`): it finishes its step and saves. Before it and after it
     nothing would be lost. Python gets to it once a program is compiled. Of several processes JAX
     collects the signal, see `trainer.signals`.
 
     Raises:
-      SystemExit: At a SIGTERM, with code 0.
+      SystemExit: At a SIGTERM, with that code.
     """
     if jax.process_count() > 1:
         yield
@@ -36,6 +36,6 @@ def exits_at_sigterm() -> Iterator[None]:
         yield
     except _Stopped:
         print("stopped; run the same command to go on", file=sys.stderr, flush=True)
-        sys.exit(0)
+        sys.exit(code)
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -31,15 +31,22 @@ class BadLine(NamedTuple):
     text: str
 
 
-def read_lines(lines: Iterable[str]) -> Iterator[User | BadLine]:
-    """Yields what each line holds that is not blank."""
+def read_lines(lines: Iterable[bytes]) -> Iterator[User | BadLine]:
+    """Yields what each line of UTF-8 holds that is not blank."""
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                yield _user(json.loads(line))
-            except ValueError as error:  # of json, and UserError
-                reason = str(error) if isinstance(error, UserError) else f"not JSON ({error})"
-                yield BadLine(number, reason, line.strip())
+                content = json.loads(line.decode())
+                json.dumps(content, ensure_ascii=False).encode()  # half a character is no text
+                yield _user(content)
+            except ValueError as error:  # of these, and UserError
+                yield BadLine(number, _reason(error), line.decode(errors="replace").strip())
+
+
+def _reason(error: ValueError) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    return f"not {'UTF-8' if isinstance(error, UnicodeError) else 'JSON'} ({error})"
 
 
 def _user(content: Any) -> User:
@@ -74,12 +81,15 @@ def read_ids(flag: str, text: str) -> list[str]:
     """Returns the raw ids of a flag: separated by commas, or `@FILE` with one a line.
 
     Raises:
-      UserError: No such file.
+      UserError: No such file, or one that is not UTF-8.
     """
     if not text.startswith("@"):
         return [raw.strip() for raw in text.split(",") if raw.strip()]
     path = pathlib.Path(text[1:])
     try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise UserError(f"{flag}={text}: {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{flag}={text}: {path} is not UTF-8: {error}") from error
+    return [line.strip() for line in lines if line.strip()]

@@ -1,11 +1,9 @@
 """The files of a run's folder besides its checkpoints and logs."""
 
 import dataclasses
-import functools
 import json
 import os
 import pathlib
-import subprocess
 
 import jax
 import ml_collections
@@ -112,25 +110,6 @@ def read_results(workdir: pathlib.Path) -> dict | None:
 def write_results(workdir: pathlib.Path, results: dict) -> None:
     """Writes results.json, which also marks the run as finished; the first process does."""
     _write_json(workdir / "results.json", results)
-
-
-@functools.cache
-def git_commit() -> str:
-    """Returns the commit of this code, with "+" if files differ from it; "" outside a clone.
-
-    It is read once: what is committed later is not the code that this process has loaded.
-    """
-    folder = pathlib.Path(__file__).parent
-    try:
-        commit = subprocess.check_output(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],
-            cwd=folder,
-            text=True,
-            stderr=subprocess.DEVNULL,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return commit.strip()
 
 
 def make(workdir: pathlib.Path) -> None:

@@ -15,8 +15,8 @@ import jax
 import ml_collections
 
 from blossom_jax import sharding
-from blossom_jax.baselines.rankers import make_rankers
-from experiments import _cli, _evaluation, _record, _results, _setup, _workdir
+from blossom_jax.baselines.rankers import RANKERS, make_rankers
+from experiments import _cli, _commit, _evaluation, _record, _results, _setup, _workdir
 
 
 def main(argv: Sequence[str]) -> None:
@@ -25,8 +25,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the results")
     arguments = _cli.parse_with_config(parser, argv)
     workdir = pathlib.Path(arguments.workdir)
-    for name, results in measure(arguments.config).items():
+    for name in RANKERS:
         _workdir.check_config(workdir / name, arguments.config)
+    for name, results in measure(arguments.config).items():
         _workdir.write_config(workdir / name, arguments.config)
         _workdir.write_results(workdir / name, results)
         print(_results.describe_run(results), end="\n\n")
@@ -41,7 +42,7 @@ def measure(config: ml_collections.ConfigDict) -> dict[str, dict]:
     Raises:
       UserError: Something in the config or the data.
     """
-    commit = _workdir.git_commit()
+    commit = _commit.git_commit()
     interactions, split = _setup.load_data(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.model)
     parts = {

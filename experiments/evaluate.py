@@ -37,6 +37,7 @@ from blossom_jax.train_step import abstract_params
 from blossom_jax.trained_model import TrainedModel
 from experiments import (
     _cli,
+    _commit,
     _compile_cache,
     _evaluation,
     _histories,
@@ -102,7 +103,7 @@ def evaluate(
       UserError: No run, no such checkpoint that is whole, other data than it was trained on, or
         overrides that its parameters do not fit.
     """
-    commit = _workdir.git_commit()
+    commit = _commit.git_commit()
     asked = _open(directory, part, step, overrides)
     evaluation, evaluator = _prepare(asked, with_coverage=True)
     ranks = evaluation.rank(evaluator, asked.params)
@@ -141,15 +142,16 @@ def perturbed(
     """
     asked = _open(directory, part, step, overrides)
     _, evaluator = _prepare(asked, with_coverage=False)
+    model = _setup.model_config(asked.config)
 
     def rank(interactions: data.Interactions, last: int) -> Ranks:
         config = asked.config.copy_and_resolve_references()
-        config.model.max_length = last
+        config.model.max_length = last + model.appended
         evaluation = _evaluation.Evaluation(config, interactions, asked.split, part, asked.mesh)
         return evaluation.rank(evaluator, asked.params)
 
     questions = rank, asked.interactions, getattr(asked.split, part)
-    sizes = {"max_length": asked.config.model.max_length, "ks": asked.config.eval.ks}
+    sizes = {"max_length": model.history_length, "ks": asked.config.eval.ks}
     if lengths:
         rows = _histories.cut_short(*questions, lengths, **sizes)
         return {"title": asked.title, "rows": rows, "reference": rows[-1]}
@@ -161,8 +163,13 @@ def _open(directory: pathlib.Path, part: str, step: int | None, overrides: Seque
     config = _workdir.read_config(directory)
     _cli.apply_overrides(config, overrides)
     # An exported program is one for one device.
-    devices = jax.devices()[:1] if trained_model.is_export(directory) else None
-    model = trained_model.load(directory, step=step, mesh=sharding.make_mesh(devices=devices))
+    if trained_model.is_export(directory):
+        mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    else:
+        # The table may need its parts; users are split over whatever devices are left here.
+        data, parts = config.mesh.data, config.mesh.model
+        mesh = sharding.make_mesh(data if parts == -1 else -1, parts)
+    model = trained_model.load(directory, step=step, mesh=mesh)
     interactions, split = _setup.load_data(config)
     _setup.check_data(interactions, model.data)
     if overrides:

@@ -9,8 +9,10 @@ only, so code inside it is never run. Needs torch: pip install torch.
 Sizes that weights do not tell are flags; their defaults are the authors' released values.
 """
 
+import argparse
 import pathlib
 import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -30,7 +32,7 @@ RELEASED = {
 }
 
 
-def main(argv):
+def main(argv: Sequence[str]) -> None:
     """Reads the checkpoint, builds the model and writes it."""
     arguments = parse_arguments(argv)
     state_dict = read_state_dict(arguments.checkpoint)
@@ -43,13 +45,14 @@ def main(argv):
     print("sizes taken:", ", ".join(f"{name} {value}" for name, value in sizes.items()))
 
 
-def parse_arguments(argv):
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parses the flags."""
     parser = _cli.ArgumentParser(prog="experiments.import_torch", description=__doc__)
     parser.add_argument("--checkpoint", required=True, metavar="FILE.pth", type=pathlib.Path)
     parser.add_argument("--output", required=True, metavar="DIR", type=pathlib.Path)
     for name, default in RELEASED.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=int, default=default, help=f"default {default}")
     return parser.parse_args(argv)
 
 
@@ -81,7 +84,7 @@ def read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
     return {name: value.to(torch.float32).numpy() for name, value in content.items()}
 
 
-def count_layers(state_dict) -> int:
+def count_layers(state_dict: Mapping[str, np.ndarray]) -> int:
     """Counts the encoder layers by their names, at least 1."""
     numbers = (re.match(r"trm_encoder\.layer\.(\d+)\.", name) for name in state_dict)
     return 1 + max((int(number[1]) for number in numbers if number), default=0)

@@ -138,7 +138,7 @@ def _chunks(lines: Iterator) -> Iterator[list]:
         yield chunk
 
 
-def _with_progress(source: IO[str], name: str) -> Iterator[str]:
+def _with_progress(source: IO[bytes], name: str) -> Iterator[bytes]:
     """Shows on a terminal how many lines were read, and for a file how long the rest will take."""
     total = None
     if name != "-" and sys.stderr.isatty():
@@ -148,14 +148,14 @@ def _with_progress(source: IO[str], name: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _opened(arguments: argparse.Namespace) -> Iterator[tuple[IO[str], IO[str]]]:
+def _opened(arguments: argparse.Namespace) -> Iterator[tuple[IO[bytes], IO[str]]]:
     """Opens input and output; a file appears under its name when everything is in it."""
     with contextlib.ExitStack() as stack:
-        source, target = sys.stdin, sys.stdout
+        source, target = sys.stdin.buffer, sys.stdout
         if arguments.input != "-":
             if not pathlib.Path(arguments.input).is_file():
                 raise UserError(f"--input={arguments.input}: there is no such file")
-            source = stack.enter_context(open(arguments.input, encoding="utf-8"))
+            source = stack.enter_context(open(arguments.input, "rb"))
         if arguments.output == "-":
             yield source, target
             return

@@ -144,7 +144,8 @@ def finish(
     params = trainer.checkpoints.restore_params(progress.best_step, plan.like["params"])
     if params is None:
         trainer.terminal.say(f"the parameters after step {progress.step:,} are tested instead")
-        params = state["params"]
+        params, progress.best_step = state["params"], progress.step
+        progress.best_metrics = trainer.evaluate(params)
     results = _test(plan, params, progress, workdir) | {"trained_together": trained_together}
     trainer.log.write(progress.step, "test", results["test"])
     _workdir.write_results(workdir, results)

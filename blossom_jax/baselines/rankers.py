@@ -20,6 +20,7 @@ from blossom_jax.popularity import item_counts
 Batch = dict[str, Any]  # of arrays, from evaluation_batches
 DECAY = 0.8  # of item-kNN over the history: the weight of an event over that of the next one
 RECENT_DAYS = 7
+RANKERS = ("item_knn_last", "item_knn", "last_items", "own_most_frequent", "recent_popularity")
 
 
 class Ranker(NamedTuple):
@@ -37,7 +38,7 @@ class Ranker(NamedTuple):
 
 
 def make_rankers(interactions: Interactions, split: Split) -> dict[str, Ranker]:
-    """Builds every ranking that the log allows, by name.
+    """Builds every ranking that the log allows, by name, of `RANKERS`.
 
     Args:
       interactions: A prepared log; without times there is no "recent_popularity".

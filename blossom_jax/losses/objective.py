@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 
 from blossom_jax import sharding
-from blossom_jax.errors import UserError
+from blossom_jax.errors import check, check_name
 from blossom_jax.losses import negatives, sampled, softmax
 from blossom_jax.losses.cross_entropy import full_cross_entropy
 
@@ -79,22 +79,22 @@ class LossConfig:
     gbce_t: float = 0.75
 
     def __post_init__(self):
-        _check_name("loss", self.loss, (FULL, *SAMPLED))
+        check_name("train.loss", self.loss, (FULL, *SAMPLED))
         implementation = self.loss_implementation
-        _check_name("loss_implementation", implementation, ("", *softmax.NAMES))
-        _check_name("negatives", self.negatives, NEGATIVES)
+        check_name("train.loss_implementation", implementation, ("", *softmax.NAMES))
+        check_name("train.negatives", self.negatives, NEGATIVES)
         for name, least in (("loss_chunk", 0), ("num_negatives", 1)):
             value = getattr(self, name)
-            _check(value >= least, f"train.{name} must be at least {least}, got {value}")
+            check(value >= least, f"train.{name} must be at least {least}, got {value}")
         smoothing, t = self.label_smoothing, self.gbce_t
-        _check(0 <= smoothing < 1, f"train.label_smoothing must lie in [0, 1), got {smoothing}")
-        _check(0 <= t <= 1, f"train.gbce_t must lie in [0, 1], got {t}")
-        _check(
+        check(0 <= smoothing < 1, f"train.label_smoothing must lie in [0, 1), got {smoothing}")
+        check(0 <= t <= 1, f"train.gbce_t must lie in [0, 1], got {t}")
+        check(
             self.loss == FULL or smoothing == 0,
             f"train.label_smoothing={smoothing} is of train.loss={FULL} alone: set it to 0, or "
             f"choose that loss instead of {self.loss}",
         )
-        _check(
+        check(
             self.loss == FULL or not implementation,
             f"train.loss_implementation={implementation} is of train.loss={FULL} alone: set it to "
             f"'', or choose that loss instead of {self.loss}",
@@ -125,7 +125,7 @@ def make_loss(config: LossConfig, *, num_items: int, mesh: jax.sharding.Mesh | N
     if config.loss == FULL:
         full = functools.partial(_full, config=config, num_items=num_items, mesh=mesh)
         return Loss(draw_none, full)
-    _check(
+    check(
         config.loss != "gbce" or config.num_negatives < num_items,
         f"train.num_negatives={config.num_negatives} must be below the {num_items} items of the "
         "catalogue for train.loss=gbce: lower it, or choose train.loss=cross_entropy, which "
@@ -187,13 +187,3 @@ def _formula(config: LossConfig, num_items: int) -> sampled.Formula:
         return sampled.binary_cross_entropy
     beta = sampled.gbce_beta(config.num_negatives, num_items, config.gbce_t)
     return functools.partial(sampled.binary_cross_entropy, beta=beta)
-
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise UserError(message)
-
-
-def _check_name(field: str, name: str, known: tuple[str, ...]) -> None:
-    shown = ", ".join(repr(each) for each in known)
-    _check(name in known, f"train.{field} must be one of {shown}, got {name!r}")

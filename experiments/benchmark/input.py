@@ -28,11 +28,10 @@ from blossom_jax.data.packing import shuffle
 from blossom_jax.data.pipeline import TrainStream
 from blossom_jax.data.train_batches import TrainBatches
 from blossom_jax.data.windows import training_windows
-from blossom_jax.errors import UserError
 from blossom_jax.losses import make_loss
 from blossom_jax.trainer import on_devices
 from experiments import _cli, _setup
-from experiments.benchmark import dataset, measure, training
+from experiments.benchmark import dataset, measure, plot, training
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -140,11 +139,7 @@ def draw(records: list[dict], path: pathlib.Path) -> None:
     Raises:
       UserError: matplotlib is not installed, or does not know the format.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError('--plot needs matplotlib: pip install -e ".[dev]"') from None
-    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    figure = plot.make_figure(7, 2.8)
     axes = figure.subplots()
     names = [record["measured"] for record in records]
     rates = [record["tokens_per_second"] for record in records]
@@ -158,7 +153,4 @@ def draw(records: list[dict], path: pathlib.Path) -> None:
     axes.set_xlabel("tokens a second")
     axes.set_title(f"Input pipeline and training step, {records[0]['dataset']}", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(path, dpi=160)
-    except ValueError as error:
-        raise UserError(f"--plot={path}: {error}") from None
+    plot.save(figure, path)

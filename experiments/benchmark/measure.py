@@ -7,12 +7,13 @@ import math
 import os
 import pathlib
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+
+from experiments import _columns, _commit
 
 _TIMED_SECONDS = 0.05  # of one timing on an accelerator, long beside a launch
 _MOST_REPEATS = 50  # calls that are enqueued at once
@@ -49,18 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rounds", type=positive, default=3, help="turns of two timings, 3 by default"
     )
     parser.add_argument(
-        "--commit", default=_commit(), help="what the results bear; by default what git says"
+        "--commit",
+        default=_commit.git_commit() or "unknown",
+        help="what the results bear; by default what git says",
     )
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    folder = pathlib.Path(__file__).parent
-    try:
-        found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip()
 
 
 def provenance(commit: str) -> dict[str, Any]:
@@ -186,12 +179,8 @@ class Report:
 
 def print_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """Prints columns of text, the first to the left and the others to the right."""
-    cells = [tuple(header), *(tuple(row) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    print()
-    for first, *others in cells:
-        right = (f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))
-        print("  ".join((f"{first:<{widths[0]}}", *right)))
+    cells = [tuple(header), *map(tuple, rows)]
+    print("", *_columns.align(cells), sep="\n")
 
 
 def print_failures(kind: str, records: Iterable[dict]) -> None:

@@ -1,8 +1,9 @@
 """Draws how time and memory grow."""
 
 import math
+import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from blossom_jax.errors import UserError
 
@@ -75,12 +76,8 @@ def draw_panels(
     Raises:
       UserError: As in `draw`.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError('--plot needs matplotlib: pip install -e ".[dev]"') from None
     rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(9.5, 0.8 + 3.4 * rows), layout="constrained")
+    figure = make_figure(9.5, 0.8 + 3.4 * rows)
     styles = _styles(is_ours)
     known = {}
     for axes, panel in zip(figure.subplots(rows, 2, squeeze=False).flat, panels, strict=True):
@@ -89,6 +86,28 @@ def draw_panels(
             known[label(name)] = handle
     figure.suptitle(title, fontsize=10)
     figure.legend(known.values(), known, loc="outside lower center", ncols=4, frameon=False)
+    save(figure, path)
+
+
+def make_figure(width: float, height: float) -> Any:
+    """Returns an empty matplotlib Figure of so many inches.
+
+    Raises:
+      UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError('--plot needs matplotlib: pip install -e ".[dev]"') from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Any, path: str | pathlib.Path) -> None:
+    """Writes a figure in the format that the file's suffix names.
+
+    Raises:
+      UserError: matplotlib does not know the format.
+    """
     try:
         figure.savefig(path, dpi=160)
     except ValueError as error:

@@ -20,7 +20,7 @@ _MARKERS = "osD^vPX*"
 def curves(series: Sequence[Series], metric: str) -> Figure:
     """Draws the loss, and the metric in validation, against steps: a line a run.
 
-    The loss in validation, which knows no dropout and no smoothed labels, is dashed.
+    The loss in validation, which is the cross-entropy whatever is trained on, is dashed.
     """
     figure, (loss, valid) = _panels(1, 2, legend=series)
     for style, each in zip(_styles(len(series)), series, strict=True):
@@ -31,7 +31,7 @@ def curves(series: Sequence[Series], metric: str) -> Figure:
             loss.plot(*_points(log, "train", "loss"), label=label, **line)
             loss.plot(*_points(log, "valid", "loss"), linestyle="--", **line)
             valid.plot(*_points(log, "valid", metric), marker=".", markersize=4, **line)
-    _name(loss, "Loss in training; dashed: in validation", "steps")
+    _name(loss, "Loss in training; dashed: cross-entropy in validation", "steps")
     _name(valid, f"{metric} in validation", "steps")
     _legend(figure, loss)
     return figure

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from blossom_jax.errors import UserError
-from experiments import _cli, _compile_cache
+from experiments import _cli, _compile_cache, _stop
 from experiments.sweep import folder, processes, runs
 from experiments.sweep.definition import Sweep, load_sweep, with_values
 
@@ -111,10 +111,12 @@ def _train_one(arguments: argparse.Namespace, sweep: Sweep, seeds: Sequence[int]
         raise UserError(f"--only={arguments.only}: the rows are {', '.join(sweep.rows)}")
     workdir, together = pathlib.Path(arguments.workdir), arguments.together
     config, row, trial = arguments.config, arguments.only, arguments.trial
-    if trial is None:
-        finished = runs.train_row(sweep, row, config, seeds, workdir, together=together)
-    else:
-        finished = runs.train_trial(sweep, row, trial, config, seeds, workdir, together=together)
+    rest = config, seeds, workdir
+    with _stop.exits_at_sigterm(code=processes.STOPPED):
+        if trial is None:
+            finished = runs.train_row(sweep, row, *rest, together=together)
+        else:
+            finished = runs.train_trial(sweep, row, trial, *rest, together=together)
     return 0 if finished else processes.STOPPED
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from blossom_jax import metrics, statistics
-from experiments import _ranks, _results
+from experiments import _columns, _ranks
 from experiments.sweep.runs import Run
 
 MARGIN = 0.02  # of the reference: what a model may lose and still be called not worse
@@ -133,7 +133,7 @@ def describe(lines: Sequence[Line], reference: str, metric: str) -> str:
         for line in lines
     ]
     notes = textwrap.fill(explain(lines, reference, metric), width=100)
-    return "\n".join([*_results.align([head, *body]), "", notes])
+    return "\n".join([*_columns.align([head, *body]), "", notes])
 
 
 def explain(lines: Sequence[Line], reference: str, metric: str) -> str:

@@ -15,6 +15,7 @@ from experiments import _cli
 Values = dict[str, Any]  # config key: value
 
 _DRAW_SEED = 0  # of the combinations that are tried
+_METRIC = r"(full|full_keep|(uni|pop)\d+(_unseen)?)/(recall|ndcg|mrr)@[1-9]\d*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Sweep:
     tuning_seeds: int = 1
 
     def __post_init__(self):
+        if not re.fullmatch(_METRIC, self.metric):
+            raise UserError(
+                f"metric={self.metric!r} must be recall@k, ndcg@k or mrr@k of a protocol, such as "
+                "full/ndcg@10: rows are compared by the ranks of targets"
+            )
         if self.reference not in self.rows:
             raise UserError(f"reference={self.reference!r} is none of the rows {[*self.rows]}")
         for name, changes in self.rows.items():

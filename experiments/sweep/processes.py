@@ -50,9 +50,12 @@ def run_all(
                     place[name] = min(gpus, key=[*place.values()].count)
                     own = os.environ | {"CUDA_VISIBLE_DEVICES": place[name]}
                 running[name] = subprocess.Popen(commands[name], env=own)
+                if signal.SIGTERM in received:  # while it was started
+                    running[name].terminate()
             time.sleep(0.1)
             for name in [name for name, process in running.items() if process.poll() is not None]:
-                codes[name] = running.pop(name).returncode
+                code = running.pop(name).returncode
+                codes[name] = STOPPED if code == -signal.SIGTERM else code
                 place.pop(name, None)
                 if codes[name]:
                     print(f"{name}: ended with exit code {codes[name]}", file=sys.stderr)

@@ -1,5 +1,7 @@
 """Checkpoints: what is kept, what comes back, and what happens when files are damaged."""
 
+import errno
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,6 +148,25 @@ def test_a_damaged_best_is_reported(directory):
     assert Checkpoints(directory, report=lines.append).restore_params(10, LIKE["params"]) is None
     (line,) = lines
     assert line.startswith(f"checkpoint {directory / '10'} is damaged")
+
+
+def test_a_folder_is_made_by_the_first_save(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    assert checkpoints.restore_latest(LIKE) is None
+    checkpoints.close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_cannot_be_sealed_is_an_error(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    checkpoints = Checkpoints(tmp_path)
+    monkeypatch.setattr("blossom_jax.checkpoint._digests", refuse)
+    checkpoints.save(10, make_state(10), {}, best_step=10)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(20, make_state(20), {}, best_step=10)
+    checkpoints.close()
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ POSITIONS = jnp.arange(8)[None]
         ({"attention": "ltis", "selector": "recent"}, "slots"),
         ({"selector": "summary4"}, "gates"),
         ({"gate": "sum"}, "gates slots"),
+        ({"remat": "block"}, "gates slots"),
         ({"block": "hstu"}, ""),
         ({"attention": "dense"}, ""),
     ],
@@ -29,6 +30,7 @@ def test_decisions_are_those_that_are_taken(changes, names):
     model = BlossomRec(ModelConfig(**SIZES | changes), 40, rngs=nnx.Rngs(0))
     (decided,) = decisions(model, ITEMS, POSITIONS)
     assert sorted(decided) == names.split()
+    assert type(model.layers[0].attention).__name__ != "_Recorder"
     if "gates" in names:
         assert decided["gates"].shape == (1, 8, 4, 2)
     if "slots" in names:

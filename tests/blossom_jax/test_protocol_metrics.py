@@ -32,4 +32,5 @@ def test_the_loss_is_averaged_where_there_is_one():
     ranks = Ranks(full, full, {}, 31, 30, np.zeros(4, int), loss=np.array([1.0, 2, 3, 6]))
     assert summarize(ranks)["loss"] == 3
     assert summarize(ranks.of_users(full > 2))["loss"] == 4.5
-    assert "loss" not in summarize(dataclasses.replace(ranks, loss=None))
+    for loss in (None, np.array([1.0, 2, 3, np.nan])):
+        assert "loss" not in summarize(dataclasses.replace(ranks, loss=loss))

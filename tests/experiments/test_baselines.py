@@ -5,8 +5,10 @@ import pathlib
 
 import numpy as np
 import polars as pl
+import pytest
 
 from blossom_jax.data import from_table, interactions
+from blossom_jax.errors import UserError
 from experiments import baselines, evaluate, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -25,7 +27,7 @@ def ring_of_items(folder):
     return folder
 
 
-def test_each_ranking_has_the_results_of_a_run(tmp_path, capsys):
+def test_each_ranking_has_the_results_of_a_run(tmp_path, capsys, monkeypatch):
     log, workdir = ring_of_items(tmp_path / "log"), tmp_path / "out"
     flags = [f"--config={ROOT}/configs/custom.py", f"--config.data.path={log}"]
     flags += ["--config.eval.num_negatives=10", f"--workdir={workdir}"]
@@ -38,6 +40,9 @@ def test_each_ranking_has_the_results_of_a_run(tmp_path, capsys):
         assert results["protocol"]["test"]["users"] == 60
         assert results["test"].keys() == results["popularity"].keys()
         assert results["valid"].keys() < results["test"].keys()
+    monkeypatch.setattr(baselines, "measure", None)  # what is refused is refused before it
+    with pytest.raises(UserError, match="eval.num_negatives is 10 there and 11 here"):
+        baselines.main([*flags, "--config.eval.num_negatives=11"])
     metric = "full/ndcg@10"
     assert found["item_knn_last"]["test"][metric] > 2 * found["item_knn"]["popularity"][metric]
 
@@ -66,3 +71,8 @@ def test_a_masked_model_trains_and_evaluates_through_the_commands(tmp_path, caps
     assert results["test"]["full/ndcg@10"] > results["popularity"]["full/ndcg@10"]
     assert results["step_bytes"] > 4 * results["num_params"]
     assert evaluate.evaluate(workdir, "test")["model"] == results["test"]
+    # The mask behind a history takes one of the 16 places.
+    assert results["protocol"]["model_sees_events"] == 15
+    shown = evaluate.perturbed(workdir, "test", lengths=[1, 15])["rows"]
+    assert [row["last"] for row in shown] == [1, 15]
+    assert shown[1]["full/ndcg@10"] == results["test"]["full/ndcg@10"]

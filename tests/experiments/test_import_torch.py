@@ -61,7 +61,7 @@ def tensors(**changes):
 
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"state_dict": x, "epoch": 3}])
 def test_converts(run, tmp_path, wrap):
-    code, out, _ = run(wrap(tensors()), "--num_heads=4")
+    code, out, _ = run(wrap(tensors()), "--num-heads=4")
     assert code == 0
     assert "59 items" in out and "num_heads 4, num_kv_heads 2" in out
     model = load_model(tmp_path / "out")

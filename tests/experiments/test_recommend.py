@@ -72,7 +72,7 @@ def test_a_file_is_answered_in_its_order_and_bad_lines_are_counted(
         '{"user": "c", "history": ["i9", "zz", 3]}',
     ]
     source, target = tmp_path / "users.jsonl", tmp_path / "out" / "answers.jsonl"
-    source.write_text("\n".join(lines))
+    source.write_bytes("\n".join(lines).encode() + b'\n{"user": "\xff"}\n{"user": "\\ud800"}')
     (tmp_path / "few").write_text("i6\ni7\ni8\n")
     flags = f"--input={source}", f"--output={target}", f"--allow=@{tmp_path}/few"
     code, _, said = ask(capsys, workdir, *flags, "--batch-users=2")
@@ -80,7 +80,8 @@ def test_a_file_is_answered_in_its_order_and_bad_lines_are_counted(
     assert f"{source}:2: not JSON" in said and ": {not json" in said
     assert f"{source}:6: not an object with a list 'history'" in said
     assert f"{source}:7: an id is text or a whole number, not 1.5" in said
-    assert "error: 3 line(s) could not be read" in said and "4 users in " in said
+    assert f"{source}:9: not UTF-8" in said and f"{source}:10: not UTF-8" in said
+    assert "error: 5 line(s) could not be read" in said and "4 users in " in said
     answers = [json.loads(line) for line in target.read_text().splitlines()]
     assert [answer.get("user") for answer in answers] == ["a", None, 7, "c"]
     assert all({i["id"] for i in answer["items"]} == {"i6", "i7", "i8"} for answer in answers)
@@ -90,7 +91,8 @@ def test_a_file_is_answered_in_its_order_and_bad_lines_are_counted(
 
 
 def test_standard_input_to_standard_output(workdir, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO('{"history": ["i1", "i1"]}\n'))
+    line = io.BytesIO(b'{"history": ["i1", "i1"]}\n')
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(line))
     code, shown, _ = ask(capsys, workdir, "--input=-", "--keep-seen", "--top-k=30")
     (answer,) = map(json.loads, shown.splitlines())
     assert code == 0 and "i1" in {item["id"] for item in answer["items"]}
@@ -105,6 +107,7 @@ def test_standard_input_to_standard_output(workdir, capsys, monkeypatch):
         (["--history=i1", "--exclude=@nowhere"], "nowhere cannot be read"),
         (["--history=i1", "--titles=nowhere.csv"], "nowhere.csv: there is no such file"),
         (["--history=i1", "--step=3"], "no checkpoint of step 3; it has: 4"),
+        (["--history=i1", "--step=0"], "no checkpoint of step 0; it has: 4"),
         (["--input=nowhere.jsonl"], "nowhere.jsonl: there is no such file"),
         ([], "one of the arguments --history --input is required"),
     ],
@@ -112,6 +115,12 @@ def test_standard_input_to_standard_output(workdir, capsys, monkeypatch):
 def test_bad_flags_are_named(workdir, flags, words):
     with pytest.raises(UserError, match=words):
         recommend.main([f"--workdir={workdir}", *flags])
+
+
+def test_ids_of_another_encoding_are_refused(workdir, tmp_path):
+    (tmp_path / "ids").write_bytes(b"\xe9\n")
+    with pytest.raises(UserError, match="ids is not UTF-8: 'utf-8' codec can't decode"):
+        recommend.main([f"--workdir={workdir}", "--history=i1", f"--exclude=@{tmp_path}/ids"])
 
 
 def test_titles_need_their_columns(workdir, tmp_path):

@@ -54,6 +54,7 @@ def test_the_rows_of_a_shipped_sweep_fit_the_config_of_its_command(path):
         ({"rows": ROWS | {"a/b": {}}}, "row 'a/b' must be made of"),
         ({"grid": {"model.attention": ("dense",)}}, "row 'dense' sets model.attention, which the"),
         ({"grid": {"seed": ()}}, r"grid\['seed'\] has no value"),
+        ({"metric": "full/coverage@10"}, "metric='full/coverage@10' must be recall@k, ndcg@k"),
         ({"trials": -1}, "trials must not be negative"),
         ({"tuning_seeds": 0}, "tuning_seeds must be at least 1, got 0"),
         ({"columns": 3}, "get_sweep must return a dict with"),
@@ -106,6 +107,10 @@ def test_ranks_are_saved_as_they_are(tmp_path):
     np.testing.assert_array_equal(found, ranks)
     with pytest.raises(UserError, match="has no ranks of 'pop10'"):
         _ranks.read(only.folder, "pop10")
+    path = only.folder / "ranks.npz"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match="cannot be read: .* tests it again"):
+        _ranks.read(only.folder, "uni10")
 
 
 def test_verdicts(tmp_path):

@@ -13,7 +13,7 @@ from tiny_training import flags, results_of, run, start
 from blossom_jax import metrics
 from blossom_jax.data import from_table
 from blossom_jax.errors import UserError
-from experiments import _cli, _ranks, _workdir, evaluate, train
+from experiments import _cli, _commit, _ranks, _workdir, evaluate, train
 from experiments._plan import make_plan
 
 
@@ -57,22 +57,26 @@ def test_the_protocol_is_saved_and_printed(whole):
     assert card["data_hash"][:16] in shown and "56 users" in shown
 
 
-def test_the_commit_is_that_at_the_start(log, tmp_path, monkeypatch):
+def config_of(log, workdir, **changes):
     parser = _cli.ArgumentParser()
     parser.add_argument("--workdir")
+    return _cli.parse_with_config(parser, flags(log, workdir, **changes)).config
+
+
+def test_the_commit_is_that_at_the_start(log, tmp_path, monkeypatch):
     few = {"train__num_steps": 2, "train__warmup_steps": 0, "eval__every_steps": 2}
-    config = _cli.parse_with_config(parser, flags(log, tmp_path, **few)).config
-    monkeypatch.setattr(_workdir, "git_commit", lambda: "begun")
+    config = config_of(log, tmp_path, **few)
+    monkeypatch.setattr(_commit, "git_commit", lambda: "begun")
     plan = make_plan(config)
-    monkeypatch.setattr(_workdir, "git_commit", lambda: "made while it trains")
+    monkeypatch.setattr(_commit, "git_commit", lambda: "made while it trains")
     results = train.run(plan, tmp_path / "run")
     assert results["commit"] == results["protocol"]["commit"] == "begun"
 
 
 def test_a_process_keeps_the_commit_that_it_read_first(monkeypatch):
-    first = _workdir.git_commit()
-    monkeypatch.setattr(_workdir.subprocess, "check_output", lambda *_, **__: "another")
-    assert _workdir.git_commit() == first != "another"
+    first = _commit.git_commit()
+    monkeypatch.setattr(_commit.subprocess, "check_output", lambda *_, **__: "another")
+    assert _commit.git_commit() == first != "another"
 
 
 def test_the_rank_of_every_target_is_saved(whole):
@@ -138,21 +142,35 @@ def test_killed_and_started_again_equals_uninterrupted(whole, log, tmp_path):
     assert results_of(killed) == results_of(whole[0])
 
 
-@pytest.mark.parametrize("where", ["experiments.train.make_plan", "experiments.train._test"])
+@pytest.mark.parametrize("where", ["make_plan", "_start_or_resume", "_test"])
 def test_a_sigterm_before_and_after_training_ends_the_command(
     whole, log, tmp_path, monkeypatch, capsys, where
 ):
     workdir = tmp_path / "run"
-    if where.endswith("_test"):
+    if where == "_test":
         shutil.copytree(whole[0], workdir)
         (workdir / "results.json").unlink()
-    monkeypatch.setattr(where, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(train, where, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
         train.main(flags(log, workdir))
     assert ended.value.code == 0 and signal.getsignal(signal.SIGTERM) is before
     assert capsys.readouterr().err.endswith("stopped; run the same command to go on\n")
     assert not (workdir / "results.json").exists()
+    monkeypatch.undo()
+    _workdir.check_config(workdir, config_of(log, workdir))  # the same command goes on
+
+
+def test_where_the_best_checkpoint_is_damaged_the_results_are_of_the_last_state(log, tmp_path):
+    learns_nothing = flags(log, tmp_path, train__learning_rate=0.0, train__num_steps=20)
+    train.main(learns_nothing)
+    assert results_of(tmp_path)["best_step"] == 10
+    (tmp_path / "results.json").unlink()
+    (tmp_path / "checkpoints" / "10" / "sha256.json").unlink()
+    train.main(learns_nothing)
+    results, again = results_of(tmp_path), evaluate.evaluate(tmp_path, "valid", 20)["model"]
+    assert results["best_step"] == 20
+    assert results["valid"] == {name: again[name] for name in results["valid"]}
 
 
 def test_a_finished_run_prints_its_results_again(whole, log, capsys):

@@ -23,7 +23,10 @@ LAZY = {"train__item_optimizer": "lazy"}
         ({"train__batch_rows": 8 * 10**9}, r"needs [\d,]{13,} bytes, more than the [\d,]+ of"),
         ({"train__batch_rows": 8 * 2**19}, "elements for each activation: train.batch_rows x data"),
         ({"model__window": 10**11}, r"model.window must be below 2\*\*31, got 100000000000"),
-        ({"train__learning_rate": "inf"}, "must be finite and not negative, learning_rate=inf"),
+        (
+            {"train__learning_rate": "inf"},
+            "train.learning_rate must be finite and not neg.*, got inf",
+        ),
         ({"model__num_heads": 5}, "num_heads"),
         ({"eval__metric": "full/ndcg@11"}, "did you mean full/ndcg@1"),
         ({"eval__ks": "0,10"}, "eval.ks"),
@@ -31,6 +34,10 @@ LAZY = {"train__item_optimizer": "lazy"}
         ({"eval__ks": "()"}, "eval.ks"),
         ({"eval__negatives_seed": -1}, "eval.negatives_seed must not be negative: -1"),
         ({"model__causal": False}, "train.target must be 'last'"),
+        (
+            {"model__objective": "masked", "model__causal": False, "model__max_length": 1},
+            "appends a mask to a history: model.max_length must be at least 2, got 1",
+        ),
         ({"train__target": "masked"}, "train.target must be 'all' or 'last', got 'masked'"),
         ({"train__mask_probability": 0.0}, "train.mask_probability must lie between 0 and 1"),
         (
@@ -52,7 +59,7 @@ LAZY = {"train__item_optimizer": "lazy"}
         (LAZY | {"train__accumulate_steps": 2}, "train.accumulate_steps=2 makes one update of"),
         (LAZY | {"mesh__model": 2}, "mesh.model=2 splits them over devices: set it to 1, or leave"),
         ({"model__remat": "all"}, "model.remat must be one of 'none', 'block', got 'all'"),
-        ({"train__schedule": "linear"}, "schedule='linear'"),
+        ({"train__schedule": "linear"}, "train.schedule must be .* got 'linear'"),
         ({"data__split": "random"}, "data.split must be"),
         ({"data__split": "global_time"}, "has no times"),
         ({"data__path": "nowhere"}, "nowhere"),
