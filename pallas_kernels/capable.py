@@ -59,11 +59,21 @@ mlir.register_lowering(_where_triton_runs, lambda ctx, x: [x])
 
 
 def _lower_for_cuda(ctx, x):
-    context = ctx.module_context.axis_context
-    for device in getattr(context, "device_assignment", None) or ():
+    for device in _devices(ctx.module_context.axis_context):
         if reason := refusal(device):
             raise NotImplementedError(reason)
     return [x]
+
+
+def _devices(context) -> tuple:
+    """Returns the devices that a program is lowered for; () where it does not know."""
+    if assignment := getattr(context, "device_assignment", None):
+        return tuple(assignment)
+    try:  # inside of jax.shard_map, where a mesh may be abstract
+        found = context.mesh.devices.flat
+    except (AttributeError, ValueError):
+        return ()
+    return tuple(device for device in found if device.platform != "cpu")
 
 
 def _lower_for_cpu(ctx, x):

@@ -2,6 +2,8 @@
 
 import jax.numpy as jnp
 
+from pallas_kernels.positions import has_block
+
 SELECTION_GRADIENTS = ("none", "straight_through")
 
 
@@ -27,14 +29,24 @@ def check_qkv(q, k, v, positions) -> None:
     if k.ndim != 4 or (k.shape[:2], k.shape[3]) != (q.shape[:2], q.shape[3]):
         raise ValueError(f"k must be [B, L, G, D] matching q {q.shape}, got shape {k.shape}")
     check_groups(q, k.shape[2])
+    check_floating(q=q)
     if not (q.dtype == k.dtype == v.dtype):
         raise ValueError(f"q, k, v must share a dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
 
 
 def check_groups(q, num_kv_heads: int) -> None:
-    """Checks that the query heads divide into kv heads."""
+    """Checks that there are kv heads, and that the query heads divide into them."""
+    if num_kv_heads < 1:
+        raise ValueError("there must be at least 1 kv head, got 0")
     if q.shape[2] % num_kv_heads:
         raise ValueError(f"query heads {q.shape[2]} must be a multiple of kv heads {num_kv_heads}")
+
+
+def check_floating(**arrays) -> None:
+    """Checks that every named array holds floating-point numbers."""
+    for name, x in arrays.items():
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"{name} must be of a floating-point dtype, got {x.dtype}")
 
 
 def check_summary_keys(q, summary_keys, block_size: int) -> None:
@@ -47,6 +59,7 @@ def check_summary_keys(q, summary_keys, block_size: int) -> None:
             f"got shape {summary_keys.shape}"
         )
     check_groups(q, summary_keys.shape[2])
+    check_floating(q=q, summary_keys=summary_keys)
 
 
 def check_slots(q, num_kv_heads: int, slots, probability) -> None:
@@ -80,6 +93,15 @@ def check_max_history(max_history: int | None, length: int) -> int:
         return length
     check_at_least_one(max_history=max_history)
     return min(max_history, length)
+
+
+def without_incomplete_blocks(positions, summary_keys, block_size: int):
+    """Zeroes summary keys [B, slots, G, D] that nobody may select, whatever they are.
+
+    They reach no output as they are, but gradients, where 0 times NaN is NaN.
+    """
+    complete = has_block(positions, block_size=block_size)[..., None, None]
+    return jnp.where(complete, summary_keys, jnp.zeros((), summary_keys.dtype))
 
 
 def without_padding(positions, *arrays):

@@ -34,7 +34,7 @@ def choose(
       implementation: one of `NAMES`, or None for the fastest that runs on the local devices.
       refusal: why the Triton kernels cannot serve these shapes, or None where they can.
       max_history: bound on positions; histories below the measured crossover run elsewhere.
-      device: where the program will run; None = on the local devices.
+      device: where the program will run; None = on `local_device()`.
       shared_memory: bytes that a program of the Triton kernels needs.
 
     Raises:
@@ -51,7 +51,8 @@ def choose(
 
 
 def _fastest(op: str, refusal: str | None, max_history, device: Any, shared_memory: int) -> str:
-    if (jax.default_backend() if device is None else device.platform) != "gpu":
+    device = device or local_device()
+    if device.platform != "gpu":
         return "xla"
     reason = refusal or gpu_refusal(device, shared_memory)
     if reason:
@@ -66,14 +67,22 @@ def gpu_refusal(device: Any = None, shared_memory: int = 0) -> str | None:
     """Says why a GPU, or the local one, cannot run Triton kernels; None if it can.
 
     Args:
-      device: None = the first local one.
+      device: None = `local_device()`.
       shared_memory: bytes that a program of the kernels needs.
     """
-    return capable.refusal(device or jax.devices()[0], shared_memory)
+    return capable.refusal(device or local_device(), shared_memory)
 
 
-def reads_padding(name: str) -> bool:
-    """Tells whether an implementation reads what stands at padding: Triton kernels never do."""
+def local_device() -> Any:
+    """Returns where programs run unless told otherwise: `jax.default_device`, or the first."""
+    chosen = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if chosen is None or isinstance(chosen, str):
+        return jax.local_devices(backend=chosen)[0]
+    return chosen
+
+
+def needs_clean_padding(name: str) -> bool:
+    """Tells whether what stands at padding would reach results; in Triton kernels it does not."""
     return not name.startswith("triton")
 
 

@@ -94,13 +94,23 @@ def slot_offset(positions: Int[Array, "B L"], *, block_size: int) -> Int[Array, 
 
     0 for slots without a complete block.
     """
+    place = jnp.arange(block_size, dtype=jnp.int32)
+    return jnp.where(_begins_block(positions, block_size), place, 0).max(-1)
+
+
+def has_block(positions: Int[Array, "B L"], *, block_size: int) -> Bool[Array, "B slots"]:
+    """Tells which slots have a complete block, so that somebody may select it."""
+    return _begins_block(positions, block_size).any(-1)
+
+
+def _begins_block(positions, block_size):
+    """Tells which tokens begin a complete block: bool[B, slots, S], by the slot they stand in."""
     length = positions.shape[-1]
     missing = -length % block_size
     padded = jnp.pad(positions, ((0, 0), (0, missing + block_size - 1)), constant_values=-1)
     first, last = padded[:, : length + missing], padded[:, block_size - 1 :]
     whole = (first >= 0) & (first % block_size == 0) & (last == first + block_size - 1)
-    place = jnp.arange(block_size, dtype=jnp.int32)
-    return jnp.where(whole.reshape(*whole.shape[:1], -1, block_size), place, 0).max(-1)
+    return whole.reshape(*whole.shape[:1], -1, block_size)
 
 
 def validate_positions(positions, max_history: int | None = None) -> None:

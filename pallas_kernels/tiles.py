@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
-QUERIES_AT_ONCE = 128  # over all rows of a batch: their gathered keys should stay in the caches
+# Over all rows of a batch, so that their gathered keys stay in the caches; but 16 of each row.
+QUERIES_AT_ONCE = 128
 
 
 def tile_length(batch: int, length: int) -> int:

@@ -23,6 +23,7 @@ def refusal(
     block_size: int = 0,
     window: int = 1,
     num_selected: int = 0,
+    summary_keys=None,
 ) -> str | None:
     """Says which rule a call breaks, with the value; None if the kernels can serve it.
 
@@ -33,6 +34,7 @@ def refusal(
       block_size: S, 0 where no blocks are attended.
       window: W.
       num_selected: N, 0 where none are chosen.
+      summary_keys: [B, slots, G, D], None where none are chosen.
     """
     batch, length, heads, head_size = q.shape
     parts = row_elements(q, num_kv_heads, block_size=block_size, num_selected=num_selected)
@@ -40,7 +42,8 @@ def refusal(
     shared = shared_memory(q, block_size) if block_size else 0
     rules = (
         (not causal, f"{causal=}: its kernels are causal"),
-        (str(q.dtype) not in ("bfloat16", "float32"), f"{q.dtype} is neither bfloat16 nor float32"),
+        *_unserved("q", q),
+        *(() if summary_keys is None else _unserved("summary_keys", summary_keys)),
         (head_size > LARGEST_HEAD, f"{head_size=} is above {LARGEST_HEAD}"),
         (heads // num_kv_heads > LARGEST_GROUP, f"{heads // num_kv_heads} query heads share a key"),
         (block_size > LARGEST_BAND, f"{block_size=} is above {LARGEST_BAND}"),
@@ -56,6 +59,11 @@ def refusal(
         (chosen > MOST_ELEMENTS, f"{chosen} blocks are selected; {_OFFSETS}"),
     )
     return next((reason for broken, reason in rules if broken), None)
+
+
+def _unserved(name: str, x) -> tuple[tuple[bool, str]]:
+    serves = str(x.dtype) in ("bfloat16", "float32")
+    return ((not serves, f"{name} of {x.dtype} is neither bfloat16 nor float32"),)
 
 
 def shared_memory(q, block_size: int) -> int:

@@ -126,7 +126,7 @@ def _save(q, k, v, slots, probability, gate, positions, paths):
     parts = lists = None
     wide_q, wide_k, wide_v = (pad_head(x) for x in (q, k, v))
     if slots is not None:
-        lists = invert(slots, positions, paths.block_size, paths.interpret)
+        lists = invert(slots, positions, paths.block_size, paths.max_history, paths.interpret)
         sizes = paths.blocks("blocks_forward", q, k, slots)
         matrices = to_matrix(wide_q), to_matrix(wide_k), to_matrix(wide_v)
         found = blocks_forward(*matrices, lists, sizes, interpret=paths.interpret)

@@ -58,10 +58,17 @@ def block_selection(
     checks.check_at_least_one(block_size=block_size, num_selected=num_selected)
     checks.check_summary_keys(q, summary_keys, block_size)
     possible = min(num_selected, summary_keys.shape[1])
-    refusal = triton_limits.refusal(q, summary_keys.shape[2], causal=causal, num_selected=possible)
+    refusal = triton_limits.refusal(
+        q,
+        summary_keys.shape[2],
+        causal=causal,
+        num_selected=possible,
+        summary_keys=summary_keys,
+    )
     name = dispatch.choose("block_selection", implementation, refusal=refusal)
-    if dispatch.reads_padding(name):
+    if dispatch.needs_clean_padding(name):
         (q,) = checks.without_padding(positions, q)
+    summary_keys = checks.without_incomplete_blocks(positions, summary_keys, block_size)
     slots, probability = IMPLEMENTATIONS[name](
         q,
         summary_keys,

@@ -32,7 +32,8 @@ class SelectionTiles:
 
     @classmethod
     def heuristics(cls, head_size: int, dtype: jax.typing.DTypeLike) -> "SelectionTiles":
-        """Chooses tiles by shape: few queries, so that few scores are sorted in at a time.
+        """Chooses tiles by shape: few queries, since one whose scores are close is scored anew with
+        all of its tile.
 
         Args:
           head_size: D, padded.

@@ -12,6 +12,7 @@ from pallas_kernels.block_selection.config import SelectionTiles
 from pallas_kernels.block_selection.scores import Inputs, SelectionSizes
 from pallas_kernels.block_selection.triton_backward import Chosen, selection_keys, selection_queries
 from pallas_kernels.block_selection.triton_forward import selection_forward
+from pallas_kernels.checks import without_padding
 from pallas_kernels.masked_softmax import at_least_f32
 from pallas_kernels.positions import blocks
 from pallas_kernels.triton_tools import pad_head, padded_head, shape, to_matrix
@@ -48,7 +49,7 @@ def block_selection(
     )
     candidates = row.first_slot, row.num_candidates
     if with_probability:
-        q = jnp.where((positions >= 0)[..., None, None], q, jnp.zeros((), q.dtype))
+        (q,) = without_padding(positions, q)
         mean_query = at_least_f32(q).reshape(b, length, g, h // g, d).sum(3) * (g / h) * d**-0.5
         return _select(mean_query, summary_keys, candidates, sizes, interpret)
     sizes = dataclasses.replace(sizes, members=h // g, scale=d**-0.5)

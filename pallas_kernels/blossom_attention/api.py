@@ -39,12 +39,17 @@ def blossom_attention(
     scores, which are streamed: their time grows with L * L / block_size, their memory does not. In
     XLA, short histories are attended as dense bands, with L times at most 128 keys.
 
+    It can be jitted, mapped by `jax.vmap`, and differentiated in reverse. Over several devices
+    call it in `jax.shard_map` with rows split and `check_vma=False`, as `blossom_jax.sharding`
+    does: for kernels under `jit` alone each device would gather all rows.
+
     Args:
       q: queries, rotated.
       k: keys, rotated; query head h reads key/value head h // (H/G).
       v: values.
       summary_keys: one key a block, by slot: [B, ceil(L / block_size), G, D].
-      gate: after the sigmoid, (long-term, short-term) on the last axis.
+      gate: after the sigmoid, (long-term, short-term) on the last axis. The kernels' gradients take
+        a gate below 2**-60 for that.
       positions: int32, position of each token inside its own sequence, -1 at padding.
       block_size: S, tokens in a block.
       num_selected: N, blocks selected for each query.
@@ -82,6 +87,7 @@ def blossom_attention(
         block_size=block_size,
         window=window,
         num_selected=num_selected,
+        summary_keys=summary_keys,
     )
     name = dispatch.choose(
         "blossom_attention",
@@ -90,7 +96,9 @@ def blossom_attention(
         max_history=max_history,
         shared_memory=triton_limits.shared_memory(q, block_size),
     )
-    if dispatch.reads_padding(name):
+    if selection_gradient != "none":
+        summary_keys = checks.without_incomplete_blocks(positions, summary_keys, block_size)
+    if dispatch.needs_clean_padding(name):
         q, k, v, gate = checks.without_padding(positions, q, k, v, gate)
     return IMPLEMENTATIONS[name](
         q,

@@ -56,7 +56,7 @@ def power_attention(
     max_history = checks.check_max_history(max_history, q.shape[1])
     refusal = triton_limits.refusal(q, k.shape[2], causal=causal, window=window)
     name = dispatch.choose("power_attention", implementation, refusal=refusal)
-    if dispatch.reads_padding(name):
+    if dispatch.needs_clean_padding(name):
         q, k, v = checks.without_padding(positions, q, k, v)
     return IMPLEMENTATIONS[name](
         q, k, v, positions, window=window, causal=causal, max_history=max_history

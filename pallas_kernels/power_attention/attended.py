@@ -25,6 +25,7 @@ def attended(position, index, n, sizes: NearSizes) -> dict:
     Returns:
       bool[rows, keys] by path.
     """
+    assert sizes.tokens <= 32  # patterns move by less than a word
     words, begin = {}, n * KEYS_AT_ONCE
     paths = sizes.products[n] if isinstance(n, int) else sizes.paths
     own = sizes.behind + index - begin  # where the query's own token stands

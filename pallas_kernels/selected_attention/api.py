@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import checks, dispatch, triton_limits
@@ -39,7 +40,8 @@ def selected_attention(
       k: keys, rotated; query head h reads key/value head h // (H/G).
       v: values.
       slots: selected blocks of each query and key/value head, -1 for none, each at most once and,
-        if causal, whole and before the query's own, as `block_selection` gives them.
+        if causal, whole and before the query's own, as `block_selection` gives them; at padding
+        whatever they are.
       probability: their probability, used by "straight_through" alone.
       positions: int32, position of each token inside its own sequence, -1 at padding.
       block_size: S, tokens in a block.
@@ -67,7 +69,8 @@ def selected_attention(
     name = dispatch.choose(
         "selected_attention", implementation, refusal=refusal, shared_memory=shared_memory
     )
-    if dispatch.reads_padding(name):
+    slots = jnp.where((positions >= 0)[..., None, None], slots, -1)
+    if dispatch.needs_clean_padding(name):
         q, k, v = checks.without_padding(positions, q, k, v)
     return IMPLEMENTATIONS[name](
         q,

@@ -108,7 +108,11 @@ def find_run(lists: InvertedLists, program, longest: int) -> Run:
 
 
 def invert(
-    slots: Int[Array, "B L G N"], positions: Int[Array, "B L"], block_size: int, interpret: bool
+    slots: Int[Array, "B L G N"],
+    positions: Int[Array, "B L"],
+    block_size: int,
+    max_history: int,
+    interpret: bool,
 ) -> InvertedLists:
     """Lists, for each block, the pairs that selected it, by one stable sort.
 
@@ -116,6 +120,7 @@ def invert(
       slots: selected, -1 for none.
       positions: -1 for padding.
       block_size: S.
+      max_history: bound on positions.
       interpret: see `launch`.
     """
     batch, length, kv_heads, num_selected = slots.shape
@@ -130,7 +135,7 @@ def invert(
     offset = slot_offset(positions, block_size=block_size)
     longest = longest_run(pair.size, block_size, num_selected)
     run_blocks = None
-    if length > longest:  # a query selects a block once
+    if max_history > longest:  # only its own history selects a block, and each query once
         run_blocks = jnp.minimum(block[longest::longest].astype(jnp.int32), blocks - 1)
     return InvertedLists(pair, begins, offset.reshape(-1), run_blocks)
 

@@ -21,5 +21,7 @@ def selected_attention(
     """See `pallas_kernels.selected_attention`."""
     del causal
     trains = selection_gradient != "none"
-    paths = Paths(block_size=block_size, max_history=1, with_factor=trains, interpret=interpret)
+    paths = Paths(
+        block_size=block_size, max_history=q.shape[1], with_factor=trains, interpret=interpret
+    )
     return attend(q, k, v, slots, probability if trains else None, None, positions, paths)

@@ -3,8 +3,9 @@
     python -m gpu_compile [-j JOBS] [--gpus a100 h200] [--only WORD ...] [--subset]
 
 with the folder `tests` on PYTHONPATH; `make gpu-compile` sees to that. What was proven is kept in
-`build/gpu_compile` until a file of `pallas_kernels` or of the losses changes, so that a run that
-was stopped goes on from there, and kernels that came out the same are not compiled again even then.
+`build/gpu_compile` until a file of `pallas_kernels`, `blossom_jax` or this folder changes, so that
+a run that was stopped goes on from there, and kernels that came out the same are not compiled again
+even then.
 The exit status is 1 if anything is wrong.
 """
 
@@ -72,9 +73,9 @@ def _wanted(pair: Pair, options: argparse.Namespace) -> bool:
 def _compile(pairs: list[Pair], jobs: int) -> Iterator[Report]:
     """Yields the reports in the order of the pairs."""
     proven = Cache(CACHE_FOLDER / "proven")
-    folders = "pallas_kernels", "blossom_jax/losses"
-    paths = [path for folder in folders for path in sorted(ROOT.glob(f"{folder}/**/*.py"))]
-    sources = [path.read_text() for path in paths]
+    folders = "pallas_kernels", "blossom_jax", "tests/gpu_compile"
+    paths = (path for folder in folders for path in sorted(ROOT.glob(f"{folder}/**/*")))
+    sources = [path.read_text() for path in paths if path.suffix in (".py", ".json")]
     workers: queue.Queue[Worker] = queue.Queue()
 
     def report(pair: Pair) -> Report:

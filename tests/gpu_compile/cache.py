@@ -7,7 +7,8 @@ import os
 import pathlib
 
 _READERS = ("compiler", "executable", "kernels", "machine_code", "targets")
-_COMPILERS = ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda12-pjrt")
+_COMPILERS = ("jax", "jaxlib")
+_COMPILERS += tuple(f"jax-cuda{n}-{part}" for n in (12, 13) for part in ("plugin", "pjrt"))
 
 
 class Cache:

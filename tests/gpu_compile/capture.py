@@ -13,9 +13,7 @@ import argparse
 import dataclasses
 import json
 import math
-import os
 import pathlib
-import sys
 from typing import Any
 
 import jax
@@ -59,7 +57,7 @@ def main() -> None:
     if options.heads % KV_HEADS:
         raise SystemExit(f"--heads={options.heads} must be a multiple of {KV_HEADS}")
     if options.what == "kernels":
-        _reach_compiler()
+        environment.begin_anew_with_plugin("gpu_compile.capture")
     options.folder.mkdir(parents=True, exist_ok=True)
     case = Case(
         "blossom_attention",
@@ -92,13 +90,6 @@ def _parse() -> argparse.Namespace:
     add("--gpu", choices=TRITON_GPUS, default="h200", help="whose machine code")
     add("--only", default="", help="part of the names of the kernels that are compiled")
     return parser.parse_args()
-
-
-def _reach_compiler() -> None:
-    """Begins anew in an environment that has the compiler, if this one has not."""
-    if str(environment.APART) not in sys.path and environment.plugin_folder() == environment.APART:
-        command = [sys.executable, "-m", "gpu_compile.capture", *sys.argv[1:]]
-        os.execve(sys.executable, command, environment.worker_environment())
 
 
 def write_kernels(case: Case, gpu: str, folder: pathlib.Path, only: str = "") -> list[Launch]:

@@ -26,6 +26,17 @@ def plugin_folder() -> pathlib.Path | None:
     return None
 
 
+def begin_anew_with_plugin(module: str) -> None:
+    """Runs a module again in an environment that has the plugin, if only this one has not.
+
+    Args:
+      module: that is run, as `python -m` names it.
+    """
+    if str(APART) not in sys.path and plugin_folder() == APART:
+        command = [sys.executable, "-m", module, *sys.argv[1:]]
+        os.execve(sys.executable, command, worker_environment())
+
+
 def worker_environment() -> dict[str, str]:
     """Returns the variables for `gpu_compile.worker`.
 

@@ -46,7 +46,7 @@ def _parse() -> argparse.Namespace:
     add("folders", type=pathlib.Path, nargs="+")
     add("--arrays", type=pathlib.Path, help="the folder with arrays, if not the first")
     add("--only", default="", help="part of the names of the kernels that are launched")
-    add("--once", action="store_true", help="launch each once, for a profiler")
+    add("--once", action="store_true", help="launch each once, for a profiler, and compare nothing")
     return parser.parse_args()
 
 
@@ -67,14 +67,17 @@ def _compare(
     calls, errors = {}, {}
     for folder, launch in versions.items():
         calls[folder] = _prepare(cupy, folder, launch, [*inputs, *outputs])
+        if once:
+            calls[folder]()
+            continue
         written = [_write_over(cupy, calls[folder], outputs, fill) for fill in (0, 1)]
         errors[folder] = [
             error(x, y, x == again) for x, again, y in zip(*written, wanted, strict=True)
         ]
     times = {} if once else _times(cupy, calls)
-    for folder in versions:
-        found = f"{times[folder]:8.4f} ms" if times else ""
-        print(f"{key:24}{folder.name:20}{found}  error", *(f"{x:.1e}" for x in errors[folder]))
+    for folder in times:
+        found = f"{times[folder]:8.4f} ms  error"
+        print(f"{key:24}{folder.name:20}{found}", *(f"{x:.1e}" for x in errors[folder]))
 
 
 def _write_over(cupy: Any, call: Callable, outputs: list, fill: int) -> list[np.ndarray]:

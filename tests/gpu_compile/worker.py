@@ -18,7 +18,7 @@ from typing import IO, Any, NoReturn
 
 from gpu_compile import cases, compiler, kernels
 from gpu_compile.cache import Cache
-from gpu_compile.environment import CACHE_FOLDER, timeout
+from gpu_compile.environment import CACHE_FOLDER, begin_anew_with_plugin, timeout
 from gpu_compile.machine_code import MachineCode, disassemble
 from gpu_compile.report import Kernel, Report
 
@@ -141,4 +141,5 @@ def _said(log: IO, start: int = 0) -> str:
 
 
 if __name__ == "__main__":
+    begin_anew_with_plugin("gpu_compile.worker")
     main(sys.argv[1:])

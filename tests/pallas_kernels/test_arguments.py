@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import row
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 
 import pallas_kernels
-from pallas_kernels import dispatch, validate_positions
+from pallas_kernels import capable, dispatch, validate_positions
 from pallas_kernels.triton_limits import refusal, shared_memory
 
 B, L, H, G, D, S, N = 2, 32, 4, 2, 8, 4, 3
@@ -39,6 +41,12 @@ SIZES = {"block_size": S, "num_selected": N, "window": 8}
             "4 must be a multiple of .* 3",
         ),
         ({"q": jnp.ones((B, L, H, D), jnp.bfloat16)}, "must share a dtype"),
+        ({"q": jnp.ones((B, L, H, D), int)}, "q must be of a floating-point dtype, got int32"),
+        (
+            {"summary_keys": jnp.ones((B, L // S, G, D), int)},
+            "summary_keys must be of a floating-point dtype, got int32",
+        ),
+        (dict.fromkeys("kv", jnp.ones((B, L, 0, D))), "there must be at least 1 kv head, got 0"),
         ({"summary_keys": jnp.ones((B, L, G, D))}, r"summary_keys must be .*\(2, 8, G, 8\)"),
         ({"summary_keys": jnp.ones((B, L // S, 1, D))}, "summary_keys have 1 heads, k has 2"),
         ({"gate": jnp.ones((B, L, H))}, r"gate must be \[B, L, H, 2\]"),
@@ -91,6 +99,10 @@ def test_slots_of_another_shape_are_named():
         ({"causal": False}, "causal=False: its kernels are causal"),
         ({"block_size": 200, "summary_keys": jnp.ones((B, 1, G, D))}, "block_size=200 is above"),
         ({"window": 129}, "window=129 is above 128"),
+        (
+            {"summary_keys": jnp.ones((B, L // S, G, D), jnp.float16)},
+            "summary_keys of float16 is neither bfloat16 nor float32",
+        ),
     ],
 )
 def test_what_the_kernels_cannot_serve_is_named(change, message):
@@ -105,7 +117,7 @@ def test_what_the_kernels_cannot_serve_is_named(change, message):
     [
         ((1, 8, 2, 129), "float32", "head_size=129 is above 128"),
         ((1, 8, 34, 16), "float32", "17 query heads share a key"),
-        ((1, 8, 2, 16), "float16", "float16 is neither"),
+        ((1, 8, 2, 16), "float16", "q of float16 is neither"),
         ((1, 2**17 + 1, 2, 16), "bfloat16", "rows of length=131073 are above 131072"),
         ((1, 2**17, 32, 128), "bfloat16", "a row has 2147483648 elements .* int32"),
         ((2**15, 2**14, 2, 1), "bfloat16", "4294967296 blocks are selected; offsets .* int32"),
@@ -148,13 +160,24 @@ def test_shared_memory_is_what_compiling_found(dtype, head_size, block_size, nee
         assert found is None and shared_memory(q, block_size) == needed
 
 
+def here_is(monkeypatch, capability):
+    """Has jax find a GPU of some compute capability."""
+    device = types.SimpleNamespace(platform="gpu", compute_capability=capability)
+    monkeypatch.setattr(jax, "local_devices", lambda backend=None: [device])
+
+
+def test_the_default_device_chooses(monkeypatch):
+    here_is(monkeypatch, "9.0")
+    assert dispatch.choose("op", None, refusal=None) == "triton"
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert dispatch.choose("op", None, refusal=None) == "xla"
+
+
 @pytest.mark.parametrize(
     ("capability", "available"), [("8.0", 166_912), ("8.9", 101_376), ("9.0", 232_448)]
 )
 def test_a_gpu_with_too_little_shared_memory_takes_xla(monkeypatch, caplog, capability, available):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    device = types.SimpleNamespace(compute_capability=capability)
-    monkeypatch.setattr(jax, "devices", lambda: [device])
+    here_is(monkeypatch, capability)
     for needed, want in ((available, "triton"), (available + 1, "xla")):
         name = f"op of {needed}"
         assert dispatch.choose(name, None, refusal=None, shared_memory=needed) == want
@@ -162,9 +185,7 @@ def test_a_gpu_with_too_little_shared_memory_takes_xla(monkeypatch, caplog, capa
 
 
 def test_the_ops_tell_what_shared_memory_they_need(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    device = types.SimpleNamespace(compute_capability="8.9")
-    monkeypatch.setattr(jax, "devices", lambda: [device])
+    here_is(monkeypatch, "8.9")
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in _wide_f32()]
     sizes = {"block_size": 64, "num_selected": 2, "window": 8}
     call = functools.partial(pallas_kernels.blossom_attention, **sizes)
@@ -177,11 +198,10 @@ def _wide_f32():
 
 
 def test_a_named_implementation_never_looks_at_the_devices(monkeypatch):
-    def look(*_):
+    def look(*_, **__):
         raise AssertionError("looked at the devices")
 
-    monkeypatch.setattr(jax, "devices", look)
-    monkeypatch.setattr(jax, "default_backend", look)
+    monkeypatch.setattr(jax, "local_devices", look)
     assert dispatch.choose("power_attention", "triton", refusal=None) == "triton"
     with pytest.raises(AssertionError, match="looked"):
         dispatch.choose("power_attention", None, refusal=None)
@@ -192,6 +212,32 @@ def test_kernels_by_name_on_a_cpu_say_what_they_need():
     arrays = GOOD["q"], GOOD["k"], GOOD["v"], GOOD["positions"]
     with pytest.raises(NotImplementedError, match="need an NVIDIA GPU; this program is for a CPU"):
         pallas_kernels.power_attention(*arrays, window=8, implementation="triton")
+
+
+def test_devices_are_known_inside_of_shard_map_too():
+    old = types.SimpleNamespace(platform="gpu", compute_capability="7.5")
+    mesh = types.SimpleNamespace(devices=np.array([[old]]))
+    for context in ({"mesh": mesh}, {"device_assignment": (old,)}):
+        module = types.SimpleNamespace(axis_context=types.SimpleNamespace(**context))
+        with pytest.raises(NotImplementedError, match="compute capability 8.0, this GPU has 7.5"):
+            capable._lower_for_cuda(types.SimpleNamespace(module_context=module), 0)
+
+    seen = []
+
+    def lower(ctx, x):
+        seen.append(ctx.module_context.axis_context)
+        return [x]
+
+    here = Primitive("here")
+    here.def_abstract_eval(lambda x: x)
+    mlir.register_lowering(here, lower)
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((2,), ("rows",), auto, devices=jax.devices()[:2])
+    rows = jax.sharding.PartitionSpec("rows")
+    mapped = jax.shard_map(here.bind, mesh=mesh, in_specs=rows, out_specs=rows)
+    jax.jit(mapped).lower(jnp.ones(2))
+    assert seen[0].mesh.devices.size == 2
+    assert capable._devices(seen[0]) == ()  # CPUs, for which another rule lowers
 
 
 @pytest.mark.parametrize(
@@ -206,17 +252,13 @@ def test_kernels_by_name_on_a_cpu_say_what_they_need():
     ],
 )
 def test_the_local_gpu_and_the_length_choose(monkeypatch, capability, max_history, rule, want):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    device = types.SimpleNamespace(compute_capability=capability)
-    monkeypatch.setattr(jax, "devices", lambda: [device])
+    here_is(monkeypatch, capability)
     monkeypatch.setattr(dispatch, "crossover", lambda op: 64)
     assert dispatch.choose("op", None, refusal=rule, max_history=max_history) == want
 
 
 def test_a_fallback_says_why_once(monkeypatch, caplog):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    device = types.SimpleNamespace(compute_capability="7.5")
-    monkeypatch.setattr(jax, "devices", lambda: [device])
+    here_is(monkeypatch, "7.5")
     for _ in range(2):
         dispatch.choose("power_attention", None, refusal=None)
     message = "power_attention runs with implementation='xla': Triton needs compute capability 8.0"

@@ -14,9 +14,7 @@ from gpu_compile.demonstrations import BAD, GOOD, HANGING
 from gpu_compile.executable import cubins, unsnappy
 from gpu_compile.targets import GPUS
 
-# What is known to fall short in f32, by kernel: slower there. Whoever mends one is told here.
-SHORT: dict[str, set[str]] = {}
-# Likewise, by the compiler of jax 0.11.2, and not by that of 0.10.2.
+# Kernels that fall short in f32, and so are slower: by the compiler of jax 0.11.2, not of 0.10.2.
 SOMETIMES = {
     "blossom_attention-backward-f32-D128-group8-S64-straight_through-h200": {"blocks_backward"},
 }
@@ -28,7 +26,7 @@ def test_kernels_suit_the_gpu(gpu_compiler, case, gpu):
     report = gpu_compiler.compile(case, gpu)
     short = {problem.split(":")[0] for problem in report.problems}
     name = f"{case}-{gpu}"
-    assert short - SOMETIMES.get(name, set()) == SHORT.get(name, set()), "\n".join(report.problems)
+    assert short <= SOMETIMES.get(name, set()), "\n".join(report.problems)
 
 
 @pytest.mark.parametrize("gpu", TENSOR_CORE)

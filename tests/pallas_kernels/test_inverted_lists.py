@@ -17,7 +17,7 @@ def test_lists_hold_the_pairs_of_each_block(chosen):
     slots[slots == 4] = 5  # a block that nobody selects
     slots[rng.random(slots.shape) >= chosen] = -1
     positions = jnp.tile(jnp.arange(LENGTH, dtype=jnp.int32), (BATCH, 1))
-    pairs, begins, *_ = invert(jnp.asarray(slots), positions, BLOCK, interpret=True)
+    pairs, begins, *_ = invert(jnp.asarray(slots), positions, BLOCK, LENGTH, interpret=True)
     assert begins.shape == (BATCH * KV_HEADS * NUM_SLOTS + 1,)
     assert sorted(np.asarray(pairs)) == list(range(slots.size))
     row, _, head, _ = np.unravel_index(np.arange(slots.size), slots.shape)
@@ -35,7 +35,7 @@ def test_runs_hold_every_pair_once(lengths):
     blocks = np.repeat(np.arange(len(lengths)), lengths)
     slots = np.concatenate([blocks, np.full(5, -1)])[None, :, None, None]
     positions = jnp.arange(slots.size, dtype=jnp.int32)[None]
-    lists = invert(jnp.asarray(slots, jnp.int32), positions, 1, interpret=True)
+    lists = invert(jnp.asarray(slots, jnp.int32), positions, 1, slots.size, interpret=True)
     assert longest == 128 and lists.extras == (slots.size - 1) // longest
     runs = find_run(lists, jnp.arange(lists.runs, dtype=jnp.int32), longest)
     found = []
@@ -53,7 +53,7 @@ def test_runs_hold_every_pair_once(lengths):
 def test_blocks_may_be_more_than_16_bits_hold(blocks):
     slots = np.random.default_rng(0).integers(-1, blocks, blocks).astype(np.int32)
     positions = jnp.arange(blocks, dtype=jnp.int32)[None]
-    lists = invert(jnp.asarray(slots)[None, :, None, None], positions, 1, interpret=True)
+    lists = invert(jnp.asarray(slots)[None, :, None, None], positions, 1, blocks, interpret=True)
     order = np.argsort(np.where(slots < 0, blocks, slots), kind="stable")
     np.testing.assert_array_equal(lists.pairs, order)
     begins = np.searchsorted(slots[order][: np.sum(slots >= 0)], np.arange(blocks + 1))
@@ -66,8 +66,11 @@ def test_runs_grow_with_what_there_is_to_do():
 
 
 def test_short_histories_have_no_cuts():
-    slots, positions = jnp.zeros((8, 128, 2, 3), jnp.int32), jnp.zeros((8, 128), jnp.int32)
-    lists = invert(slots, positions, 8, interpret=True)
+    # In rows that are longer than a run, too.
+    slots, positions = jnp.zeros((2, 1024, 2, 3), jnp.int32), jnp.zeros((2, 1024), jnp.int32)
+    longest = longest_run(slots.size, 8, 3)
+    assert invert(slots, positions, 8, longest + 1, interpret=True).extras > 0
+    lists = invert(slots, positions, 8, longest, interpret=True)
     assert lists.extras == 0 and lists.runs == lists.blocks
     block, begin, end = find_run(lists, jnp.arange(lists.runs, dtype=jnp.int32), 128)
     np.testing.assert_array_equal(block, np.arange(lists.blocks))

@@ -1,11 +1,13 @@
 """Lists of queries that are cut among programs: the same numbers, equal in repeats."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import BLOSSOM, Case, either, relative_error, run
+from cases import BLOSSOM, Case, either, inputs, relative_error, run
 from test_numbers import BLOSSOM_INPUTS, BOUNDS, QKV, check, check_repeats
 
+from pallas_kernels import blossom_attention
 from pallas_kernels.selected_attention import inverted_lists
 
 CUT = [
@@ -57,7 +59,36 @@ def test_a_block_may_be_selected_by_all(dtype, implementation):
 def test_their_lists_are_cut(case):
     positions = jnp.asarray(case.positions)
     slots = jnp.zeros((*positions.shape, case.num_kv_heads, case.num_selected), jnp.int32)
-    assert inverted_lists.invert(slots, positions, case.block_size, interpret=True).extras > 0
+    longest = positions.shape[1]
+    lists = inverted_lists.invert(slots, positions, case.block_size, longest, interpret=True)
+    assert lists.extras > 0
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_seeds_may_be_mapped(implementation):
+    # As `blossom_jax.together` does, with lists that are cut and a selection that is trained.
+    case = CUT[0]
+    arrays = [jnp.asarray(inputs(case)[name], jnp.float32) for name in BLOSSOM_INPUTS]
+    cotangent = jnp.asarray(inputs(case)["cotangent"], jnp.float32)
+
+    def gradients(*arrays):
+        def total(*arrays):
+            out = blossom_attention(
+                *arrays,
+                jnp.asarray(case.positions),
+                **case.sizes(*BLOSSOM),
+                implementation=implementation,
+            )
+            return (out * cotangent).sum()
+
+        return jax.grad(total, argnums=range(len(arrays)))(*arrays)
+
+    both = [jnp.stack([x, x[::-1]]) for x in arrays]
+    mapped = jax.jit(jax.vmap(gradients))(*both)
+    for n in range(2):
+        alone = jax.jit(gradients)(*(x[n] for x in both))
+        for found, want in zip(mapped, alone, strict=True):
+            assert relative_error(found[n], want) < 1e-6
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels import blossom_attention, selected_attention, triton_limits
+from pallas_kernels.positions import has_block
 
 LENGTH, S, N, W = 48, 4, 2, 3
 sequences = st.lists(st.integers(1, 16), min_size=1, max_size=3)
@@ -23,11 +24,12 @@ def arrays(seed, length=LENGTH, batch=1):
     return [rng.normal(size=(batch, *shape)).astype(np.float32) for shape in shapes]
 
 
-@functools.partial(jax.jit, static_argnames=("causal", "implementation"))
-def attend(q, k, v, summary_keys, gate, positions, causal=True, implementation="xla"):
+@functools.partial(jax.jit, static_argnames=("causal", "implementation", "selection_gradient"))
+def attend(*inputs, causal=True, implementation="xla", selection_gradient="none"):
     return blossom_attention(
-        *(q, k, v, summary_keys, gate, positions),
+        *inputs,
         **{"block_size": S, "num_selected": N, "window": W, "causal": causal},
+        selection_gradient=selection_gradient,
         implementation=implementation,
     )
 
@@ -68,12 +70,41 @@ def test_content_of_padding_never_matters(implementation, lengths, seed):
     for x in dirty:
         if x.shape[1] == LENGTH:
             x[0, positions < 0] = np.nan
+    dirty[3][0, ~has_block(jnp.asarray(positions)[None], block_size=S)[0]] = (
+        np.nan
+    )  # nobody may select it
     want, got = attend_here(*clean, positions[None]), attend_here(*dirty, positions[None])
     np.testing.assert_array_equal(got, want)
     assert not np.asarray(got)[0, positions < 0].any()
-    total = lambda *x: attend_here(*x, positions[None]).sum()  # noqa: E731
+    trained = functools.partial(attend_here, selection_gradient="straight_through")
+    total = lambda *x: trained(*x, positions[None]).sum()  # noqa: E731
     gradients = jax.grad(total, argnums=range(5))(*dirty)
     assert all(np.isfinite(g).all() for g in gradients)
+
+
+@by_implementation
+def test_what_is_selected_at_padding_never_matters(implementation):
+    positions = row(LENGTH, 20)[None]
+    qkv = arrays(0)[:3]
+    for x in qkv:
+        x[positions < 0] = np.nan
+    first = jnp.asarray(positions)[..., None, None] * jnp.ones((G, 1), jnp.int32)
+
+    @jax.jit
+    def gradients(slots):
+        def total(*qkv):
+            options = {"block_size": S, "implementation": implementation}
+            rest = slots, jnp.zeros(slots.shape), jnp.asarray(positions)
+            out = selected_attention(*qkv, *rest, **options)
+            return out.sum(), out
+
+        return jax.grad(total, argnums=(0, 1, 2), has_aux=True)(*qkv)
+
+    wanted = gradients(jnp.where(first >= S, 0, -1))
+    found = gradients(jnp.where((first >= S) | (first < 0), 0, -1))
+    for want, got in zip(*map(jax.tree.leaves, (wanted, found)), strict=True):
+        np.testing.assert_array_equal(got, want)
+        assert np.isfinite(got).all() and not np.asarray(got)[positions < 0].any()
 
 
 def test_gradient_at_padding_is_exactly_zero():
