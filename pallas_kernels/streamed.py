@@ -51,13 +51,13 @@ def _logits(query, keys, allowed):
     return jnp.where(allowed[:, :, :, None], logits, MASKED)
 
 
-def _gradients(query, lists, allowed, d_out, mean, log_total):
+def _gradients(query, lists, allowed, d_out, delta, log_total):
     """Gradients of one tile by query and by key and value, and sum of d_logit * logit by key."""
     keys, values = jnp.split(lists, 2, -1)
     logits = _logits(query, keys, allowed)
     weight = jnp.exp(logits - log_total[..., None])
     weight = jnp.where(allowed[:, :, :, None], weight, 0)
-    d_logits = weight * (einsum("bgtrd,bgtjd->bgtrj", d_out, values) - mean[..., None])
+    d_logits = weight * (einsum("bgtrd,bgtjd->bgtrj", d_out, values) - delta[..., None])
     d_query = einsum("bgtrj,bgtjd->bgtrd", d_logits, keys)
     d_keys = einsum("bgtrj,bgtrd->bgtjd", d_logits, query)
     d_values = einsum("bgtrj,bgtrd->bgtjd", weight, d_out)
@@ -136,7 +136,7 @@ def _backward(key_list, saved, d_out):
     length, tile = q.shape[1], tiles.tile_length(*q.shape[:2])
     g, scale, (before, _) = k.shape[2], q.shape[-1] ** -0.5, key_list.margin
     rows, d_out = _rows(k, v, key_list.margin), _grouped(d_out, g)
-    mean = (at_least_f32(d_out) * at_least_f32(_grouped(out, g))).sum(-1)
+    delta = (at_least_f32(d_out) * at_least_f32(_grouped(out, g))).sum(-1)
     selected = probability.shape[-1]
 
     def step(d_rows, xs):
@@ -151,7 +151,7 @@ def _backward(key_list, saved, d_out):
         return key_list.add(d_rows, by_query, d_lists), (d_query, d_blocks[..., :selected])
 
     by_query = tuple(tiles.split(x, tile, fill=-1) for x in by_query)
-    by_head = (_tiles(x, tile) for x in (_grouped(q, g), d_out, mean, log_total))
+    by_head = (_tiles(x, tile) for x in (_grouped(q, g), d_out, delta, log_total))
     d_rows, (d_query, d_blocks) = jax.lax.scan(step, jnp.zeros_like(rows), (by_query, *by_head))
     d_keys_values = jnp.moveaxis(d_rows[:, :, before : before + length], 1, 2)
     d_keys, d_values = jnp.split(d_keys_values, 2, -1)

@@ -1,8 +1,11 @@
 """Either sparse path, or both under the gate, by Triton kernels, with their gradients.
 
-One program flow serves three ops. The selected blocks are attended block by block, from lists of
-the queries that selected each; what that gives is merged with the keys near the query, which serve
-both paths at once. Backward likewise: block by block first, then near the query.
+One program flow serves three ops. Forward: `invert` lists the queries that selected each block
+(selected_attention/inverted_lists.py); `blocks_forward` attends the blocks one by one
+(selected_attention/triton_forward.py); `near_forward` attends the keys near each query, for both
+paths at once, and merges what the blocks gave (power_attention/triton_forward.py). Backward:
+`blocks_backward`, then `near_queries` and `near_keys`, which add what the blocks gave to the
+gradients of their own (triton_backward*.py in the same folders).
 """
 
 import dataclasses
@@ -14,17 +17,17 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import tuned
 from pallas_kernels.masked_softmax import at_least_f32
-from pallas_kernels.power_attention import triton_backward as near_backward
+from pallas_kernels.path_totals import PathTotals
+from pallas_kernels.power_attention.backward_inputs import BackwardInputs
 from pallas_kernels.power_attention.config import NearTiles
 from pallas_kernels.power_attention.near import NearSizes
-from pallas_kernels.power_attention.triton_backward import PathTotals
 from pallas_kernels.power_attention.triton_backward_keys import near_keys
 from pallas_kernels.power_attention.triton_backward_queries import near_queries
 from pallas_kernels.power_attention.triton_forward import Parts, near_forward
-from pallas_kernels.selected_attention import triton_backward as blocks_backward
 from pallas_kernels.selected_attention.blocks import BlockSizes
 from pallas_kernels.selected_attention.config import BlockTiles
 from pallas_kernels.selected_attention.inverted_lists import invert
+from pallas_kernels.selected_attention.triton_backward import BlockBackwardInputs, blocks_backward
 from pallas_kernels.selected_attention.triton_forward import blocks_forward
 from pallas_kernels.triton_limits import row_elements, row_groups
 from pallas_kernels.triton_tools import (
@@ -148,13 +151,13 @@ def _backward(paths, saved, d_out):
     names = sizes.paths
     totals = {name: PathTotals(outputs[f"{name}_log_total"].reshape(-1), None) for name in names}
     if "long" in names:
-        mean = (at_least_f32(d_out) * at_least_f32(outputs["long"][..., :d])).sum(-1)
-        mean = jnp.where((positions >= 0)[..., None], mean, 0.0)  # whatever d_out is at padding
-        totals["long"] = totals["long"]._replace(mean=mean.astype(q.dtype).reshape(-1))
+        delta = (at_least_f32(d_out) * at_least_f32(outputs["long"][..., :d])).sum(-1)
+        delta = jnp.where((positions >= 0)[..., None], delta, 0.0)  # whatever d_out is at padding
+        totals["long"] = totals["long"]._replace(delta=delta.astype(q.dtype).reshape(-1))
     queries_parts = keys_parts = d_probability = None
     if slots is not None:
-        found = blocks_backward.blocks_backward(
-            blocks_backward.Inputs(wide_q, wide_k, wide_v, wide_d_out, totals["long"], lists),
+        found = blocks_backward(
+            BlockBackwardInputs(wide_q, wide_k, wide_v, wide_d_out, totals["long"], lists),
             paths.blocks("blocks_backward", q, k, slots),
             with_factor=paths.with_factor,
             interpret=paths.interpret,
@@ -163,13 +166,11 @@ def _backward(paths, saved, d_out):
         if paths.with_factor:
             by_pair = found.factor.reshape(*slots.shape, -1).sum(-1)
             d_probability = jnp.where(slots >= 0, by_pair, 0.0).astype(probability.dtype)
-    x = near_backward.Inputs(
-        wide_q, wide_k, wide_v, wide_d_out, positions.reshape(-1), totals, None
-    )
+    x = BackwardInputs(wide_q, wide_k, wide_v, wide_d_out, positions.reshape(-1), totals, None)
     found = near_queries(x._replace(parts=queries_parts), sizes, batch, paths.interpret)
     d_q = found["q"]
     if "short" in names:
-        totals["short"] = totals["short"]._replace(mean=found["mean"])
+        totals["short"] = totals["short"]._replace(delta=found["delta"])
     sizes = paths.near("near_keys", q, k, slots)
     d_kv = near_keys(x._replace(parts=keys_parts), sizes, batch, paths.interpret)
     d_q, d_k, d_v = (
@@ -177,7 +178,7 @@ def _backward(paths, saved, d_out):
     )
     d_gate = None
     if gate is not None:
-        d_gate = jnp.stack([totals[name].mean for name in names], -1)
+        d_gate = jnp.stack([totals[name].delta for name in names], -1)
         d_gate = d_gate.reshape(gate.shape).astype(gate.dtype)
     return d_q, d_k, d_v, None, d_probability, d_gate, None
 

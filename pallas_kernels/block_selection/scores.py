@@ -68,7 +68,7 @@ class SelectionSizes:
         return rare and self.slot_bits <= MOST_SLOT_BITS
 
 
-class Inputs(NamedTuple):
+class ScoreInputs(NamedTuple):
     """Arrays of the kernels.
 
     Attributes:
@@ -95,7 +95,8 @@ class Queries(NamedTuple):
       first: int32[queries], first candidate slot.
       number: int32[queries] of candidates.
       pieces: [queries, D] each; their sum is the mean query, to the last bit of f32.
-      bound: f32[queries], that no score exceeds in absolute value; None where `Inputs.largest` is.
+      bound: f32[queries], that no score exceeds in absolute value; None where
+        `ScoreInputs.largest` is.
     """
 
     row: Any
@@ -134,7 +135,7 @@ def place(count: int, kv_heads: int, *, last_first: bool):
     return tile, jax.lax.div(head, kv_heads), jax.lax.rem(head, kv_heads)
 
 
-def read_queries(x: Inputs, first, b, g, sizes: SelectionSizes) -> Queries:
+def read_queries(x: ScoreInputs, first, b, g, sizes: SelectionSizes) -> Queries:
     """Reads a tile of queries and their candidates."""
     token = first + jnp.arange(sizes.tiles.queries, dtype=jnp.int32)
     real = token < sizes.length
@@ -178,13 +179,13 @@ def _key_rows(first, count: int, b, g, sizes: SelectionSizes):
     return slot, row, slot < sizes.slots if sizes.slots % count else None
 
 
-def read_keys(x: Inputs, first, b, g, sizes: SelectionSizes):
+def read_keys(x: ScoreInputs, first, b, g, sizes: SelectionSizes):
     """Reads a tile of summary keys: their slots, rows and values."""
     slot, row, real = _key_rows(first, sizes.tiles.slots, b, g, sizes)
     return slot, row, read(x.summary_keys, row, real, columns=x.summary_keys.shape[1])
 
 
-def _read_keys_across(x: Inputs, first, count: int, b, g, sizes: SelectionSizes):
+def _read_keys_across(x: ScoreInputs, first, count: int, b, g, sizes: SelectionSizes):
     """Reads `count` summary keys, transposed: [D, count]."""
     ref = x.summary_keys
     _, row, real = _key_rows(first, count, b, g, sizes)
@@ -195,7 +196,9 @@ def _read_keys_across(x: Inputs, first, count: int, b, g, sizes: SelectionSizes)
     return plgpu.load(ref.at[at], mask=jnp.broadcast_to(real[None, :], column.shape), other=0.0)
 
 
-def score_slots(x: Inputs, queries: Queries, slots, b, g, sizes: SelectionSizes, interpret: bool):
+def score_slots(
+    x: ScoreInputs, queries: Queries, slots, b, g, sizes: SelectionSizes, interpret: bool
+):
     """Scores every query and slot, candidate or not: f32[queries, count].
 
     Args:
@@ -248,7 +251,7 @@ def hide(queries: Queries, slots: Slots, first_slot, found, other):
     return jax.lax.cond(all_seen, lambda found: found, mask, found)
 
 
-def slot_range(x: Inputs, first, b, sizes: SelectionSizes) -> Slots:
+def slot_range(x: ScoreInputs, first, b, sizes: SelectionSizes) -> Slots:
     """Finds the slots in which queries from `first` on have candidates."""
     # Twice the same where queries are few: a whole warp finds the least in one instruction.
     n = jnp.arange(max(32, sizes.tiles.queries), dtype=jnp.int32)

@@ -15,8 +15,8 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.block_selection.reference import LEAST_PROBABILITY, NOTHING_LOGIT
 from pallas_kernels.block_selection.scores import (
-    Inputs,
     Queries,
+    ScoreInputs,
     SelectionSizes,
     hide,
     read_queries,
@@ -45,7 +45,13 @@ class _Tiles(NamedTuple):
 
 
 def select_sorted(
-    x: Inputs, at, out, sizes: SelectionSizes, with_probability: bool, interpret: bool, floor=MASKED
+    x: ScoreInputs,
+    at,
+    out,
+    sizes: SelectionSizes,
+    with_probability: bool,
+    interpret: bool,
+    floor=MASKED,
 ) -> None:
     """Selects for a tile of queries.
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import tuned
 from pallas_kernels.block_selection.config import SelectionTiles
-from pallas_kernels.block_selection.scores import Inputs, SelectionSizes
+from pallas_kernels.block_selection.scores import ScoreInputs, SelectionSizes
 from pallas_kernels.block_selection.triton_backward import Chosen, selection_keys, selection_queries
 from pallas_kernels.block_selection.triton_forward import selection_forward
 from pallas_kernels.checks import without_padding
@@ -59,10 +59,10 @@ def block_selection(
     return found["slots"].reshape(b, length, g, num_selected), None
 
 
-def _inputs(queries, summary_keys, candidates) -> Inputs:
+def _inputs(queries, summary_keys, candidates) -> ScoreInputs:
     first, number = candidates
     keys = to_matrix(pad_head(summary_keys))
-    return Inputs(to_matrix(pad_head(queries)), keys, first.reshape(-1), number.reshape(-1))
+    return ScoreInputs(to_matrix(pad_head(queries)), keys, first.reshape(-1), number.reshape(-1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -90,8 +90,8 @@ def _backward(sizes, interpret, saved, d_out):
     mean_query, summary_keys, candidates, (slots, probability), *softmax = saved
     batch = mean_query.shape[0]
     x = _inputs(mean_query, summary_keys, candidates)
-    mean = (d_out[1] * probability).sum(-1)
-    chosen = Chosen(slots.reshape(-1), d_out[1].reshape(-1), mean.reshape(-1), *softmax)
+    delta = (d_out[1] * probability).sum(-1)
+    chosen = Chosen(slots.reshape(-1), d_out[1].reshape(-1), delta.reshape(-1), *softmax)
     d_query = selection_queries(x, chosen, sizes, batch, interpret)
     d_keys = selection_keys(x, chosen, sizes, batch, interpret)
 

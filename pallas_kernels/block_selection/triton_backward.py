@@ -1,7 +1,7 @@
 """Kernels of the selection's gradient: the softmax over all candidates, streamed.
 
 Only the selected blocks' probabilities have a cotangent, so the gradient of a score is
-P * (d_P - mean) with d_P zero but at N slots and `mean` the sum of P * d_P over them. One kernel
+P * (d_P - delta) with d_P zero but at N slots and `delta` the sum of P * d_P over them. One kernel
 walks the queries and one the summary keys; each computes the scores again.
 """
 
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.block_selection.scores import (
-    Inputs,
     Queries,
+    ScoreInputs,
     SelectionSizes,
     Slots,
     hide,
@@ -33,14 +33,14 @@ class Chosen(NamedTuple):
     Attributes:
       slots: int32[B * L * G * N].
       d_probability: f32[B * L * G * N].
-      mean: f32[B * L * G], sum of probability * d_probability.
+      delta: f32[B * L * G], sum of probability * d_probability.
       highest: f32[B * L * G], where P = exp(score - highest) * inverse_total.
       inverse_total: f32[B * L * G]; apart, as a sum of the two would round off what P needs.
     """
 
     slots: Any
     d_probability: Any
-    mean: Any
+    delta: Any
     highest: Any
     inverse_total: Any
 
@@ -55,9 +55,9 @@ def _d_scores(
     interpret: bool,
 ):
     """Gradient of the scores of a tile of queries and a tile of slots."""
-    highest, inverse_total, mean = (
+    highest, inverse_total, delta = (
         read(x, queries.row, queries.real)[:, None]
-        for x in (chosen.highest, chosen.inverse_total, chosen.mean)
+        for x in (chosen.highest, chosen.inverse_total, chosen.delta)
     )
     found = products(queries, keys, interpret, transpose=True)
     found = hide(queries, slots, first_slot, found, MASKED)
@@ -69,7 +69,7 @@ def _d_scores(
         selected = read(chosen.slots, at, queries.real, other=-1)
         cotangent = read(chosen.d_probability, at, queries.real)
         d_probability += jnp.where(selected[:, None] == slot, cotangent[:, None], 0.0)
-    return probability * (d_probability - mean)
+    return probability * (d_probability - delta)
 
 
 def selection_queries_kernel(x, out, *, sizes: SelectionSizes, interpret: bool):
@@ -112,7 +112,9 @@ def selection_keys_kernel(x, out, *, sizes: SelectionSizes, interpret: bool):
     write(out, row, slot < sizes.slots, d_keys)
 
 
-def selection_queries(x: Inputs, chosen: Chosen, sizes: SelectionSizes, batch, interpret: bool):
+def selection_queries(
+    x: ScoreInputs, chosen: Chosen, sizes: SelectionSizes, batch, interpret: bool
+):
     """Launches `selection_queries_kernel`; returns the gradient of the mean queries."""
     return launch(
         selection_queries_kernel,
@@ -126,7 +128,7 @@ def selection_queries(x: Inputs, chosen: Chosen, sizes: SelectionSizes, batch, i
     )
 
 
-def selection_keys(x: Inputs, chosen: Chosen, sizes: SelectionSizes, batch, interpret: bool):
+def selection_keys(x: ScoreInputs, chosen: Chosen, sizes: SelectionSizes, batch, interpret: bool):
     """Launches `selection_keys_kernel`; returns the gradient of the summary keys, f32."""
     return launch(
         selection_keys_kernel,

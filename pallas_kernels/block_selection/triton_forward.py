@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.block_selection.columns import NO_KEY, over_columns, pairs_of
 from pallas_kernels.block_selection.scores import (
-    Inputs,
+    ScoreInputs,
     SelectionSizes,
     hide,
     place,
@@ -28,7 +28,7 @@ FLOOR_UNITS = 8  # more than two, in case both passes do not add up a product in
 
 
 def selection_forward_kernel(
-    x: Inputs, out, *, sizes: SelectionSizes, with_probability: bool, interpret: bool
+    x: ScoreInputs, out, *, sizes: SelectionSizes, with_probability: bool, interpret: bool
 ):
     """Selects for a tile of queries: slots, and probabilities and log-sum-exp where asked for."""
     tiles = pl.cdiv(sizes.length, sizes.tiles.queries)
@@ -45,7 +45,7 @@ def selection_forward_kernel(
         select_sorted(x, anew, out, sizes, with_probability, interpret, floor)
 
 
-def _select_by_columns(x: Inputs, at, out, sizes: SelectionSizes, interpret: bool):
+def _select_by_columns(x: ScoreInputs, at, out, sizes: SelectionSizes, interpret: bool):
     """Selects by columns.
 
     Returns:
@@ -73,7 +73,7 @@ def _select_by_columns(x: Inputs, at, out, sizes: SelectionSizes, interpret: boo
 
 
 def selection_forward(
-    x: Inputs, sizes: SelectionSizes, batch: int, *, with_probability: bool, interpret: bool
+    x: ScoreInputs, sizes: SelectionSizes, batch: int, *, with_probability: bool, interpret: bool
 ):
     """Launches `selection_forward_kernel`.
 

@@ -71,8 +71,8 @@ def _backward(num_selected, saved, d_out):
         d_probability = jnp.zeros_like(probability)
         for n in range(num_selected):
             d_probability += jnp.where(chosen[..., n, None] == slot, d_chosen[..., n, None], 0)
-        mean = (d_probability * probability).sum(-1, keepdims=True)
-        d_logits = probability * (d_probability - mean)
+        delta = (d_probability * probability).sum(-1, keepdims=True)
+        d_logits = probability * (d_probability - delta)
         d_query = einsum("btgw,bwgd->btgd", d_logits, summary_keys)
         return d_keys + einsum("btgw,btgd->bwgd", d_logits, query), d_query
 

@@ -182,10 +182,10 @@ def _gradients(queries: _Queries, keys: _Keys, log_totals, d_out, *, sizes: _Siz
         jnp.where(mask, jnp.exp(logits - log_total), 0)
         for mask, log_total in zip(_masks(queries, keys, sizes), log_totals, strict=True)
     ]
-    means = [(share * d_weight).sum(-1, keepdims=True) for share in shares]
+    deltas = [(share * d_weight).sum(-1, keepdims=True) for share in shares]
     weights = [gate * share for gate, share in zip(gates, shares, strict=True)]
-    d_paths = [w * (d_weight - mean) for w, mean in zip(weights, means, strict=True)]
-    d_gate = jnp.moveaxis(jnp.concatenate(means, -1), 2, 1)
+    d_paths = [w * (d_weight - delta) for w, delta in zip(weights, deltas, strict=True)]
+    d_gate = jnp.moveaxis(jnp.concatenate(deltas, -1), 2, 1)
     d_blocks = _by_block((d_paths[0] * logits).sum(3), queries, keys, sizes)
     d_logits = sum(d_paths)
     d_keys = einsum("ngcrj,ncgrd->njgd", d_logits, queries.query)

@@ -1,31 +1,14 @@
 """How the kernels of near keys cut up their work."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.row_tiles import RowTiles
 from pallas_kernels.triton_tools import warps_for
 
 
-@dataclasses.dataclass(frozen=True)
-class NearTiles:
-    """Tiles of one kernel.
-
-    Attributes:
-      rows: query heads that a program works on at a time.
-      num_warps: warps of a program.
-      num_stages: depth of the pipeline.
-    """
-
-    rows: int
-    num_warps: int
-    num_stages: int = 1
-
-    def __post_init__(self):
-        """Refuses what a program cannot be."""
-        if self.rows & (self.rows - 1) or not 16 <= self.rows <= 1024:
-            raise ValueError(f"rows={self.rows} must be a power of two from 16 to 1024")
+class NearTiles(RowTiles):
+    """Tiles of one kernel of near keys."""
 
     @classmethod
     def by_queries(cls, head_size: int, dtype: jax.typing.DTypeLike) -> "NearTiles":

@@ -59,8 +59,8 @@ class NearSizes:
         return next((n for n in fitting if pl.next_power_of_2(n) <= rows), 1)
 
     @property
-    def parts(self) -> int:
-        """Parts of so many heads in a group."""
+    def head_slices(self) -> int:
+        """Slices of so many heads in a group, one after the other or a program each."""
         return self.heads.group // self.members
 
     @property

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.masked_softmax import MASKED
+from pallas_kernels.path_totals import PathTotals
 from pallas_kernels.power_attention.attended import attending
+from pallas_kernels.power_attention.backward_inputs import BackwardInputs, read_queries
 from pallas_kernels.power_attention.near import NearSizes
-from pallas_kernels.power_attention.triton_backward import Inputs, PathTotals, read_queries
 from pallas_kernels.power_attention.triton_backward_shifts import shifted_keys
 from pallas_kernels.triton_tools import (
     Tile,
@@ -46,23 +47,25 @@ def _meet_band(queries, words, tile, sizes: NearSizes, interpret: bool):
     d_weights = dot(values, queries.d_out, interpret, transpose_b=True)
     weights = d_logits = jnp.float32(0)
     scale, index = jnp.float32(sizes.log2_scale), jnp.arange(sizes.tokens, dtype=jnp.int32)
-    for n, (log_total, mean) in enumerate(queries.totals.values()):
+    for n, (log_total, delta) in enumerate(queries.totals.values()):
         bit = jax.lax.shift_left(jnp.int32(1), index + n * sizes.tokens)
         logits = fma(scores, scale, log_total[None, :], interpret)
         allowed = (words[None, :] & bit[:, None]) != 0
         weight = exp2(jnp.where(allowed, logits, MASKED), interpret)
-        d_logits = fma(weight, mean[None, :], d_logits, interpret) if n else weight * mean[None, :]
+        d_logits = (
+            fma(weight, delta[None, :], d_logits, interpret) if n else weight * delta[None, :]
+        )
         weights = weights + weight if n else weight
     return weights, fma(weights, d_weights, d_logits, interpret)
 
 
-def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
+def near_keys_kernel(x: BackwardInputs, out, *, sizes: NearSizes, interpret: bool):
     """Finds the gradients of `sizes.tokens` tokens' key and value of one key/value head."""
     columns = x.q.shape[1]
     program = pl.program_id(0)
     place = first, b, g = sizes.place(program)
     tile = read_tile(x.positions, first, sizes.tokens, b, g, sizes.heads.single)
-    steps = (1 + sizes.behind // sizes.tokens) * sizes.parts
+    steps = (1 + sizes.behind // sizes.tokens) * sizes.head_slices
     position = _band_tile(x, jnp.int32(0), place, sizes)[0].position
     kv = [read(ref, tile.row, tile.position >= 0, columns=columns) for ref in (x.k, x.v)]
     sums = [jnp.zeros((sizes.tokens, columns), jnp.float32)] * 2
@@ -93,24 +96,24 @@ def near_keys_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
         write(ref, tile.row, tile.inside, total)
 
 
-def _band_tile(x: Inputs, n, place, sizes: NearSizes):
+def _band_tile(x: BackwardInputs, n, place, sizes: NearSizes):
     """Finds the n-th tile of queries in the band, and how many tiles it is ahead of the keys'."""
     first, b, g = place
-    step, part = jax.lax.div(n, sizes.parts), jax.lax.rem(n, sizes.parts)
+    step, part = jax.lax.div(n, sizes.head_slices), jax.lax.rem(n, sizes.head_slices)
     begin = first + step * sizes.tokens
     tile = read_tile(x.positions, begin, sizes.tokens, b, g, sizes.heads, sizes.members, part)
     return tile, step
 
 
-def _read_band(x: Inputs, tile: Tile, step, first, sizes: NearSizes):
+def _read_band(x: BackwardInputs, tile: Tile, step, first, sizes: NearSizes):
     """Finds which keys a tile of queries attends, and reads it, its totals with opposite signs."""
     queries = read_queries(x, tile.row, tile.position >= 0, sizes.paths)
-    negative = {name: PathTotals(-y.log_total, -y.mean) for name, y in queries.totals.items()}
+    negative = {name: PathTotals(-y.log_total, -y.delta) for name, y in queries.totals.items()}
     index = tile.token - first - step * sizes.tokens
     return attending(tile.position, index, step, sizes), queries._replace(totals=negative)
 
 
-def _block_parts(x: Inputs, tile: Tile, b, g, sizes: NearSizes):
+def _block_parts(x: BackwardInputs, tile: Tile, b, g, sizes: NearSizes):
     """Reads what the queries that selected a token's block give to its key and value.
 
     They are one array by slot, [B * G * slots * 2 * S, D]: of a block's keys, then of its values;
@@ -128,7 +131,7 @@ def _block_parts(x: Inputs, tile: Tile, b, g, sizes: NearSizes):
     return [read(x.parts, row, whole, columns=x.q.shape[1]) for row in rows]
 
 
-def near_keys(x: Inputs, sizes: NearSizes, batch: int, interpret: bool):
+def near_keys(x: BackwardInputs, sizes: NearSizes, batch: int, interpret: bool):
     """Launches `near_keys_kernel`; returns the gradients of k and v as [B * L * G, D]."""
     return launch(
         near_keys_kernel,

@@ -8,13 +8,13 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.masked_softmax import MASKED
 from pallas_kernels.power_attention.attended import attended
+from pallas_kernels.power_attention.backward_inputs import BackwardInputs, Queries, read_queries
 from pallas_kernels.power_attention.near import (
     NearSizes,
     over_steps,
     read_keys,
     read_parts,
 )
-from pallas_kernels.power_attention.triton_backward import Inputs, Queries, read_queries
 from pallas_kernels.triton_tools import (
     Tile,
     dot,
@@ -55,19 +55,19 @@ def _product(tiles, seen, queries: Queries, sizes: NearSizes, interpret: bool):
         weights[name] = exp2(logits, interpret)
     d_logits = None
     if "long" in weights:
-        d_logits = weights["long"] * (d_weights - queries.totals["long"].mean[:, None])
+        d_logits = weights["long"] * (d_weights - queries.totals["long"].delta[:, None])
     return _Product(keys, d_weights, weights.get("short"), d_logits)
 
 
-def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
+def near_queries_kernel(x: BackwardInputs, out, *, sizes: NearSizes, interpret: bool):
     """Finds the gradient of `sizes.tokens` tokens' query heads of one key/value head.
 
-    `out` has "q" [B * L * H, D], and "mean" [B * L * H] of the short-term path, see
+    `out` has "q" [B * L * H, D], and "delta" [B * L * H] of the short-term path, see
     `PathTotals`: all its keys are here, so its output need not be kept.
     """
     heads = sizes.heads
     program = pl.program_id(0)
-    place, part = sizes.place(program // sizes.parts), program % sizes.parts
+    place, part = sizes.place(program // sizes.head_slices), program % sizes.head_slices
     first, b, g = place
     tile = read_tile(x.positions, first, sizes.tokens, b, g, heads, sizes.members, part)
     index = tile.token - first
@@ -100,14 +100,14 @@ def near_queries_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
 
         return over_steps(start, find_step, _add, steps)
 
-    mean = None
+    delta = None
     if "short" in sizes.paths:
         zero = jnp.zeros(tile.row.shape, jnp.float32)
         total, weighted = over_products((zero, zero), _sums)
-        mean = weighted * reciprocal(jnp.where(total > 0, total, 1.0), interpret)
-        write(out["mean"], tile.row, tile.inside, mean)
+        delta = weighted * reciprocal(jnp.where(total > 0, total, 1.0), interpret)
+        write(out["delta"], tile.row, tile.inside, delta)
     zero = jnp.zeros((tile.row.size, x.q.shape[1]), jnp.float32)
-    d_q = over_products(zero, lambda products: _gradient(products, mean, interpret))
+    d_q = over_products(zero, lambda products: _gradient(products, delta, interpret))
     write(out["q"], tile.row, tile.inside, d_q * sizes.scale + selected)
 
 
@@ -118,13 +118,13 @@ def _sums(products):
     return total, weighted
 
 
-def _gradient(products, mean, interpret: bool):
+def _gradient(products, delta, interpret: bool):
     """Adds up d_logits . key over the products: [rows, D]."""
     d_q: Any = 0.0
     for keys, d_weights, weights, d_logits in products:
         d_logits = 0.0 if d_logits is None else d_logits
         if weights is not None:
-            d_logits = fma(weights, d_weights - mean[:, None], jnp.float32(d_logits), interpret)
+            d_logits = fma(weights, d_weights - delta[:, None], jnp.float32(d_logits), interpret)
         d_q += dot(d_logits.astype(keys.dtype), keys, interpret)
     return d_q
 
@@ -133,7 +133,7 @@ def _add(some, more):
     return jax.tree.map(jnp.add, some, more)
 
 
-def _selected(x: Inputs, tile: Tile, sizes: NearSizes):
+def _selected(x: BackwardInputs, tile: Tile, sizes: NearSizes):
     """Adds up the gradients that the selected blocks give a tile of queries."""
     slots, parts = x.parts
 
@@ -144,17 +144,17 @@ def _selected(x: Inputs, tile: Tile, sizes: NearSizes):
     return jax.lax.fori_loop(1, sizes.part_steps, lambda n, total: total + some(n), some(0))
 
 
-def near_queries(x: Inputs, sizes: NearSizes, batch: int, interpret: bool):
-    """Launches `near_queries_kernel`; returns the gradient "q", and "mean" of the short path."""
+def near_queries(x: BackwardInputs, sizes: NearSizes, batch: int, interpret: bool):
+    """Launches `near_queries_kernel`; returns the gradient "q", and "delta" of the short path."""
     outputs = {"q": jax.ShapeDtypeStruct(x.q.shape, x.q.dtype)}
     if "short" in sizes.paths:
-        outputs["mean"] = jax.ShapeDtypeStruct(x.q.shape[:1], x.q.dtype)
+        outputs["delta"] = jax.ShapeDtypeStruct(x.q.shape[:1], x.q.dtype)
     return launch(
         near_queries_kernel,
         x,
         outputs,
         name="near_queries",
-        programs=sizes.programs(batch) * sizes.parts,
+        programs=sizes.programs(batch) * sizes.head_slices,
         interpret=interpret,
         sizes=sizes,
         **sizes.launch,

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import triton as plgpu
 
+from pallas_kernels.path_totals import PathTotals
+from pallas_kernels.power_attention.backward_inputs import BackwardInputs, Queries
 from pallas_kernels.power_attention.head_reads import HeadReads
 from pallas_kernels.power_attention.near import NearSizes, shift
-from pallas_kernels.power_attention.triton_backward import Inputs, PathTotals, Queries
 from pallas_kernels.triton_tools import NOTHING, exp2, fma, fms, read, widen
 
 READ_BYTES = 16  # of a row, by one thread
@@ -40,7 +41,7 @@ class Rows(NamedTuple):
     value: list
 
 
-def shifted_keys(x: Inputs, place, sizes: NearSizes, interpret: bool):
+def shifted_keys(x: BackwardInputs, place, sizes: NearSizes, interpret: bool):
     """Adds up what the queries a power of two ahead give to a tile of keys and values.
 
     Args:
@@ -71,7 +72,7 @@ def shifted_keys(x: Inputs, place, sizes: NearSizes, interpret: bool):
     return [_joined(pieces) for pieces in sums]
 
 
-def _rows(x: Inputs, n, reads: HeadReads, place, sizes: NearSizes, interpret: bool) -> Rows:
+def _rows(x: BackwardInputs, n, reads: HeadReads, place, sizes: NearSizes, interpret: bool) -> Rows:
     """Takes the n-th of every `reads.together` tokens of a tile.
 
     Keys are read again, from the first-level cache: the band has them as operands of products.
@@ -89,7 +90,9 @@ def _rows(x: Inputs, n, reads: HeadReads, place, sizes: NearSizes, interpret: bo
     return Rows(token, at, member, distances, *kv)
 
 
-def _from_ahead(x: Inputs, rows: Rows, reads: HeadReads, place, sizes: NearSizes, interpret: bool):
+def _from_ahead(
+    x: BackwardInputs, rows: Rows, reads: HeadReads, place, sizes: NearSizes, interpret: bool
+):
     """Adds up gradients of the keys and values, by columns, for each head of a read apart."""
 
     def find_ahead(step):
@@ -114,7 +117,7 @@ def _from_ahead(x: Inputs, rows: Rows, reads: HeadReads, place, sizes: NearSizes
     return jax.lax.fori_loop(jnp.int32(0), reads.steps(rows.distances), add, start)[1]
 
 
-def _find_ahead(x: Inputs, number, rows: Rows, place, sizes: NearSizes):
+def _find_ahead(x: BackwardInputs, number, rows: Rows, place, sizes: NearSizes):
     """Returns a distance by its number, and the positions of the queries there, -1 for none."""
     distance = shift(number, sizes)
     token = rows.token + distance
@@ -122,7 +125,9 @@ def _find_ahead(x: Inputs, number, rows: Rows, place, sizes: NearSizes):
     return distance, read(x.positions, place[1] * sizes.heads.length + token, inside, other=-1)
 
 
-def _read_ahead(x: Inputs, ahead, first_head, rows: Rows, place, sizes: NearSizes) -> Queries:
+def _read_ahead(
+    x: BackwardInputs, ahead, first_head, rows: Rows, place, sizes: NearSizes
+) -> Queries:
     """Reads some heads of the queries that were found; totals as wide as a piece of `_columns`.
 
     Those that are not seen stand where the key does: what is read there is not masked, which would
@@ -133,8 +138,8 @@ def _read_ahead(x: Inputs, ahead, first_head, rows: Rows, place, sizes: NearSize
     at = (jnp.where(seen, rows.at + distance, rows.at) * heads.kv_heads + place[2]) * heads.group
     at += first_head + rows.member
     wide = jnp.broadcast_to(at[:, None], rows.key[0].shape)
-    log_total, mean = (plgpu.load(ref.at[wide]) for ref in x.totals["short"])
-    totals = PathTotals(jnp.where(seen[:, None], log_total, NOTHING), mean.astype(jnp.float32))
+    log_total, delta = (plgpu.load(ref.at[wide]) for ref in x.totals["short"])
+    totals = PathTotals(jnp.where(seen[:, None], log_total, NOTHING), delta.astype(jnp.float32))
     q, d_out = (read(ref, at, None, columns=columns) for ref in (x.q, x.d_out))
     return Queries(q, d_out, {"short": totals})
 
@@ -143,10 +148,10 @@ def _add_query(queries: Queries, rows: Rows, sums, sizes: NearSizes, interpret: 
     """Adds what one query head gives to each key and value."""
     d_k, d_v = sums
     q, d_out = (_columns(tile, interpret) for tile in (queries.q, queries.d_out))
-    log_total, mean = queries.totals["short"]
+    log_total, delta = queries.totals["short"]
     product = _product(q, rows.key, interpret)
     weight = exp2(fms(product, jnp.float32(sizes.log2_scale), log_total, interpret), interpret)
-    d_logit = weight * (_product(d_out, rows.value, interpret) - mean)
+    d_logit = weight * (_product(d_out, rows.value, interpret) - delta)
     d_k = [fma(d_logit, y, total, interpret) for y, total in zip(q, d_k, strict=True)]
     d_v = [fma(weight, y, total, interpret) for y, total in zip(d_out, d_v, strict=True)]
     return d_k, d_v

@@ -50,7 +50,7 @@ class Parts(NamedTuple):
     log_total: Any
 
 
-class Inputs(NamedTuple):
+class NearInputs(NamedTuple):
     """Arrays of the kernel; what a path does not need is None."""
 
     q: Any
@@ -126,7 +126,7 @@ def _selected(parts: Parts, tile: Tile, sizes: NearSizes, interpret: bool):
     )
 
 
-def near_forward_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
+def near_forward_kernel(x: NearInputs, out, *, sizes: NearSizes, interpret: bool):
     """Attends `sizes.tokens` tokens' query heads of one key/value head.
 
     `out` has "out" [B * L * H, D] and f32[B * L * H] "long_log_total", "short_log_total", for the
@@ -134,7 +134,7 @@ def near_forward_kernel(x: Inputs, out, *, sizes: NearSizes, interpret: bool):
     the gate's logarithm is taken off the log-sum-exp, so that exp2(logit - it) is the gated weight.
     """
     program = pl.program_id(0)
-    place, part = sizes.place(program // sizes.parts), program % sizes.parts
+    place, part = sizes.place(program // sizes.head_slices), program % sizes.head_slices
     first, b, g = place
     tile = read_tile(x.positions, first, sizes.tokens, b, g, sizes.heads, sizes.members, part)
     real = tile.position >= 0
@@ -209,7 +209,7 @@ def near_forward(q, k, v, positions, gate, parts: Parts | None, sizes: NearSizes
     outputs |= {f"{name}_log_total": totals for name in sizes.paths}
     found = launch(
         near_forward_kernel,
-        Inputs(
+        NearInputs(
             to_matrix(q),
             to_matrix(k),
             to_matrix(v),
@@ -219,7 +219,7 @@ def near_forward(q, k, v, positions, gate, parts: Parts | None, sizes: NearSizes
         ),
         outputs,
         name="near_forward",
-        programs=sizes.programs(q.shape[0]) * sizes.parts,
+        programs=sizes.programs(q.shape[0]) * sizes.head_slices,
         interpret=interpret,
         sizes=sizes,
         **sizes.launch,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.power_attention.triton_backward import PathTotals, read_mean
+from pallas_kernels.path_totals import PathTotals, read_delta
 from pallas_kernels.selected_attention.blocks import BlockSizes, block_rows, pair_rows
 from pallas_kernels.selected_attention.inverted_lists import InvertedLists, find_run
 from pallas_kernels.selected_attention.triton_backward_runs import add_runs
@@ -29,7 +29,7 @@ from pallas_kernels.triton_tools import (
 )
 
 
-class Inputs(NamedTuple):
+class BlockBackwardInputs(NamedTuple):
     """Arrays of the kernel: matrices as in the forward kernel, d_out like q."""
 
     q: Any
@@ -57,7 +57,9 @@ class Gradients(NamedTuple):
     shares: Any
 
 
-def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, interpret: bool):
+def blocks_backward_kernel(
+    x: BlockBackwardInputs, out: Gradients, *, sizes: BlockSizes, interpret: bool
+):
     """Finds the gradients that a block, and the queries of a run that selected it, exchange."""
     columns, scale = x.q.shape[1], jnp.float32(sizes.log2_scale)
     program = pl.program_id(0)
@@ -71,9 +73,9 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
     def read_queries(rows):
         _, query_row, real = rows
         log_total = read(x.totals.log_total, query_row, real, other=NOTHING)
-        mean = read_mean(x.totals, query_row, real)
+        delta = read_delta(x.totals, query_row, real)
         q, d_out = (read(ref, query_row, real, columns=columns) for ref in (x.q, x.d_out))
-        return q, d_out, log_total, mean
+        return q, d_out, log_total, delta
 
     ahead = sizes.reads_ahead(x.q)
 
@@ -85,12 +87,12 @@ def blocks_backward_kernel(x: Inputs, out: Gradients, *, sizes: BlockSizes, inte
         found = queries if ahead else read_queries(rows)
         if x.q.dtype == jnp.bfloat16:  # f32 has no registers to hold them in
             found = tuple(hold(each, program) for each in found)
-        q, d_out, log_total, mean = found
+        q, d_out, log_total, delta = found
         scores = dot(q, keys, interpret, transpose_b=True)
         weights = exp2(fma(scores, scale, -log_total[:, None], interpret), interpret)
         if sizes.keys > sizes.block_size:
             weights = jnp.where(key_real[None, :], weights, 0.0)
-        d_logits = weights * (dot(d_out, values, interpret, transpose_b=True) - mean[:, None])
+        d_logits = weights * (dot(d_out, values, interpret, transpose_b=True) - delta[:, None])
         if out.factor is not None:
             write(out.factor, part_row, real, (d_logits * scores).sum(1) * sizes.scale)
         d_logits = d_logits.astype(q.dtype)
@@ -128,7 +130,7 @@ def _write_gradients(out: Gradients, lists: InvertedLists, program, gradients, s
 
 
 def blocks_backward(
-    x: Inputs, sizes: BlockSizes, *, with_factor: bool, interpret: bool
+    x: BlockBackwardInputs, sizes: BlockSizes, *, with_factor: bool, interpret: bool
 ) -> Gradients:
     """Launches `blocks_backward_kernel`, and adds up what the runs of a list leave."""
     rows, columns = x.lists.pairs.size * sizes.heads.group, x.q.shape[1]

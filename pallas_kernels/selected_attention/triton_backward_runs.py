@@ -17,7 +17,7 @@ from pallas_kernels.triton_tools import LEAST_TILE, launch, read, warps_for, wri
 _TOGETHER = 4  # shares that are read before the first is waited for
 
 
-class Inputs(NamedTuple):
+class RunInputs(NamedTuple):
     """Gradients and shares as `blocks_backward_kernel` leaves them, and the lists."""
 
     gradients: Any
@@ -25,7 +25,7 @@ class Inputs(NamedTuple):
     lists: InvertedLists
 
 
-def add_runs_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool):
+def add_runs_kernel(x: RunInputs, out, *, sizes: BlockSizes, interpret: bool):
     """Adds what a list's runs from its first cut on give to some rows of its keys and values."""
     del interpret
     columns, size = x.gradients.shape[1], 2 * sizes.block_size
@@ -76,7 +76,7 @@ def add_runs(gradients, shares, lists: InvertedLists, sizes: BlockSizes, interpr
     """
     return launch(
         add_runs_kernel,
-        Inputs(gradients, shares, lists),
+        RunInputs(gradients, shares, lists),
         jax.ShapeDtypeStruct(gradients.shape, gradients.dtype),
         name="add_runs",
         programs=lists.extras * pl.cdiv(2 * sizes.block_size, LEAST_TILE),

@@ -17,7 +17,7 @@ from pallas_kernels.selected_attention.inverted_lists import InvertedLists, find
 from pallas_kernels.triton_tools import dot, exp2, fma, launch, log2, read, reciprocal, write
 
 
-class Inputs(NamedTuple):
+class BlockInputs(NamedTuple):
     """Arrays of the kernel: q [B * L * H, D], k and v [B * L * G, D], and the lists."""
 
     q: Any
@@ -26,7 +26,7 @@ class Inputs(NamedTuple):
     lists: InvertedLists
 
 
-def blocks_forward_kernel(x: Inputs, out, *, sizes: BlockSizes, interpret: bool):
+def blocks_forward_kernel(x: BlockInputs, out, *, sizes: BlockSizes, interpret: bool):
     """Attends one block from the queries of a run, of those that selected it."""
     columns, scale = x.q.shape[1], jnp.float32(sizes.log2_scale)
     run = find_run(x.lists, pl.program_id(0), sizes.longest_run(x.lists))
@@ -72,7 +72,7 @@ def blocks_forward(q, k, v, lists: InvertedLists, sizes: BlockSizes, interpret: 
     rows = lists.pairs.size * sizes.heads.group
     return launch(
         blocks_forward_kernel,
-        Inputs(q, k, v, lists),
+        BlockInputs(q, k, v, lists),
         (
             jax.ShapeDtypeStruct((rows, q.shape[1]), q.dtype),
             jax.ShapeDtypeStruct((rows,), jnp.float32),

@@ -3,33 +3,15 @@
 Two kernels, neither of which adds to memory that another program writes: `near_queries`, in
 triton_backward_queries.py, walks the queries and finds their gradient; `near_keys`, in
 triton_backward_keys.py, walks the keys and finds theirs. Here is what both read.
-
-A path's weight, gate included, is exp2(logit - log_total), and the gradient of a logit is
-weight * (d_out . value - mean), with `mean` the product of d_out and the path's own output. So both
-paths, gated or not, are one sum.
 """
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
+from pallas_kernels.path_totals import PathTotals, read_delta
 from pallas_kernels.triton_tools import NOTHING, read
 
 
-class PathTotals(NamedTuple):
-    """What the backward pass needs of a path, [B * L * H] each.
-
-    Attributes:
-      log_total: f32, log-sum-exp of the logits less the gate's logarithm, as a power of two;
-        `NOTHING` where there is no key.
-      mean: d_out times the path's output, summed over the head; None where it is yet to be found.
-    """
-
-    log_total: Any
-    mean: Any
-
-
-class Inputs(NamedTuple):
+class BackwardInputs(NamedTuple):
     """Arrays of the kernels.
 
     Attributes:
@@ -60,19 +42,12 @@ class Queries(NamedTuple):
     totals: dict[str, PathTotals]
 
 
-def read_mean(totals: PathTotals, row, real):
-    """Reads what was found of the mean, if it was."""
-    if totals.mean is None:
-        return None
-    return read(totals.mean, row, real).astype(jnp.float32)
-
-
-def read_queries(x: Inputs, row, real, paths) -> Queries:
+def read_queries(x: BackwardInputs, row, real, paths) -> Queries:
     """Reads a tile of query heads; 0 and `NOTHING` where they are not real."""
     totals = {
         name: PathTotals(
             read(x.totals[name].log_total, row, real, other=NOTHING),
-            read_mean(x.totals[name], row, real),
+            read_delta(x.totals[name], row, real),
         )
         for name in paths
     }
