@@ -1,8 +1,8 @@
-"""Gradients of the keys near a query: the short-term path, and the long-term path's own block.
+"""What both kernels read that find gradients near a query: of the short-term path and own block.
 
-Two kernels, neither of which adds to memory that another program writes: `near_queries`, in
-triton_backward_queries.py, walks the queries and finds their gradient; `near_keys`, in
-triton_backward_keys.py, walks the keys and finds theirs. Here is what both read.
+Neither adds to memory that another program writes: `near_queries`, in triton_backward_queries.py,
+walks the queries and finds their gradient; `near_keys`, in triton_backward_keys.py, walks the keys
+and finds theirs.
 """
 
 from typing import Any, NamedTuple
