@@ -2,7 +2,9 @@
 
     python -m experiments.train --config=configs/ml_100k.py --workdir=runs/ml_100k
 
-The catalogue is small, so dropout is high.
+On two CPU cores beside other runs, seed 0, it took 1,244 s (646 s of CPU time): test full/ndcg@10
+0.125 and full/recall@10 0.242, 2.9 times popularity's. The catalogue is small, so dropout is high;
+without smoothed labels it had 0.116 and 0.221, in validation 0.128 in place of 0.135.
 """
 
 import ml_collections
@@ -20,4 +22,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.embedding_dropout = 0.4
     config.train.batch_rows = 32
     config.train.learning_rate = 2e-3
+    config.train.label_smoothing = 0.2
+    config.train.num_epochs = 60
+    config.train.schedule = "wsd"
+    config.train.patience = 0
+    config.eval.every_epochs = 4
     return config.lock()

@@ -25,6 +25,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.embedding_dropout = 0.4
     config.train.batch_rows = 32
     config.train.learning_rate = 2e-3
+    config.train.label_smoothing = 0.2
     config.train.num_epochs = 40
+    config.train.schedule = "wsd"
     config.eval.every_epochs = 2
     return config.lock()
