@@ -81,8 +81,11 @@ class Catalogue:
           bool[num_items + 1], item k at k.
 
         Raises:
-          UserError: Nothing of `allow` is known.
+          UserError: Nothing of `allow` is known, or one of them is no list.
         """
+        for name, raw_ids in (("allow", allow), ("exclude", exclude)):
+            if isinstance(raw_ids, str):  # its letters would be taken for ids
+                raise UserError(f"{name} must be a list of raw ids, got {raw_ids!r}")
         allowed = np.full(self.num_items + 1, allow is None)
         if allow is not None:
             known = self.known_of("allow", allow)

@@ -79,7 +79,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        self._wait()
+        self.wait()
         self._keep.best_step = best_step
         rest = {name: value for name, value in state.items() if name != "params"}
         self._manager.save(
@@ -133,7 +133,7 @@ class Checkpoints:
         Raises:
           UserError: A whole checkpoint that another version of the model wrote.
         """
-        self._wait()
+        self.wait()
         damage = _judged_by_the_first(lambda: self._damage(step))
         if not damage:
             return self._restore(step, {"params": like}).params
@@ -142,7 +142,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is written."""
-        self._wait()
+        self.wait()
         if "_manager" in self.__dict__:
             self._manager.close()
 
@@ -168,7 +168,7 @@ class Checkpoints:
             step, args=ocp.args.Composite(progress=ocp.args.JsonRestore(), **items)
         )
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
         """Waits for the last save; raises its error here, if it had one."""
         if "_manager" in self.__dict__:  # else nothing was saved, and there need be no folder
             self._manager.wait_until_finished()
@@ -181,7 +181,7 @@ class Checkpoints:
     def _seal(self, step: int) -> None:
         try:
             self._manager.wait_until_finished()
-        except Exception:  # raised again, in the main thread, by _wait
+        except Exception:  # raised again, in the main thread, by `wait`
             return
         if jax.process_index() == 0:
             folder = self._directory / str(step)

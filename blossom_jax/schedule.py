@@ -18,6 +18,7 @@ class Schedule:
       patience: Evaluations without a better one after which the run stops; 0 = never.
       metric: Of validation, higher is better; decides what is best.
       stop_at: Value of it at which the run stops; 0 = never.
+      warmup: Steps in which the learning rate rises; evaluations up to there do not try patience.
     """
 
     num_steps: int
@@ -27,6 +28,7 @@ class Schedule:
     patience: int
     metric: str
     stop_at: float = 0.0
+    warmup: int = 0
 
     def __post_init__(self):
         for names, steps in (
@@ -80,7 +82,7 @@ class Progress:
       count: Number of these targets.
       best_step: Step of the best evaluation, 0 before the first.
       best_metrics: What it measured.
-      stale_evaluations: Evaluations since then.
+      stale_evaluations: Evaluations since then, or since the warm-up.
       train_seconds: Time spent in `Trainer.fit`, over all parts of the run.
     """
 

@@ -87,6 +87,10 @@ def fit_together(
                 trainers[k].report(progresses[k], last[k], grad_norms[k], began[k], stop=stop)
     if signal.SIGINT in received:
         raise KeyboardInterrupt(saved_after(max(progress.step for progress in progresses)))
+    if received and all(map(Trainer.finished, trainers, progresses)):
+        for trainer in trainers:
+            trainer.checkpoints.wait()
+        signal.raise_signal(signal.SIGTERM)
     return last
 
 

@@ -111,7 +111,11 @@ def _read_checkpoint(workdir, like, step):
         progress = checkpoints.latest_progress()
         best = progress["best_step"] if progress else 0
         if not progress or step is None and not best:
-            raise UserError(f"{workdir} holds no checkpoint of a model that was evaluated")
+            known = ", ".join(f"--step={each}" for each in checkpoints.steps())
+            raise UserError(
+                f"{workdir} holds no checkpoint of a model that was evaluated: train on with the "
+                f"same command{f', or name one: {known}' if known else ''}"
+            )
         step = best if step is None else step
         if step not in checkpoints.steps():
             there = ", ".join(map(str, checkpoints.steps()))

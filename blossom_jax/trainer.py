@@ -89,7 +89,14 @@ class Trainer:
                     self.report(progress, state, grad_norm, began, stop=stop)
         if signal.SIGINT in received:
             raise KeyboardInterrupt(saved_after(progress.step))
+        if received and self.finished(progress):
+            self.stop_late()
         return state, progress
+
+    def stop_late(self) -> None:
+        """Passes on a SIGTERM that came while the last step was taken: there is a test to skip."""
+        self.checkpoints.wait()
+        signal.raise_signal(signal.SIGTERM)
 
     def report(
         self, progress: Progress, state: dict, grad_norm: float, began: float, *, stop: bool
@@ -147,7 +154,8 @@ class Trainer:
         is_best = metrics[metric] > progress.best_metrics.get(metric, -math.inf)
         if is_best:
             progress.best_step, progress.best_metrics = progress.step, metrics
-        progress.stale_evaluations = 0 if is_best else progress.stale_evaluations + 1
+        counts = not is_best and progress.step > self.schedule.warmup
+        progress.stale_evaluations = progress.stale_evaluations + 1 if counts else 0
         best = "best so far" if is_best else f"best is step {progress.best_step:,}"
         loss = f"  loss {metrics['loss']:.4f}" if "loss" in metrics else ""
         found = f"valid {metric} {metrics[metric]:.4f}{loss}"

@@ -85,7 +85,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.negatives = "uniform"  # or "popularity": as often as they occur in training
     config.train.shared_negatives = True  # one draw for all tokens of a step, or one for each
     config.train.gbce_t = 0.75  # calibration of "gbce": 0 is plain BCE
-    config.train.patience = 10  # evaluations without a better one before it stops; 0 = never
+    # Evaluations after the warm-up without a better one, before it stops; 0 = never.
+    config.train.patience = 10
     config.train.stop_at = 0.0  # value of eval.metric in validation at which it stops; 0 = never
 
     config.eval = ml_collections.ConfigDict()

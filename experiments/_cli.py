@@ -21,6 +21,7 @@ import functools
 import importlib.util
 import math
 import operator
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -48,8 +49,14 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
     Args:
       main: Takes the arguments after the program's name; returns an exit code, or None for 0.
     """
-    with errors_to_exit_code():
-        sys.exit(main(sys.argv[1:]))
+    try:
+        with errors_to_exit_code():
+            code = main(sys.argv[1:])
+            sys.stdout.flush()
+    except BrokenPipeError:  # who read what this prints has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
 
 
 @contextlib.contextmanager
@@ -107,6 +114,13 @@ def writable(text: str) -> pathlib.Path:
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")
     return path
+
+
+def folder(text: str) -> str:
+    """Reads the name of a folder, as argparse's `type`."""
+    if not text:  # as of a shell's variable that is not set
+        raise argparse.ArgumentTypeError("it names no folder")
+    return text
 
 
 def parse_with_config(parser: ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:

@@ -1,6 +1,7 @@
 """Finds out whether a run is possible, before anything is written or is on a device."""
 
 import difflib
+import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -76,6 +77,8 @@ def make_plan(config: ml_collections.ConfigDict, num_seeds: int = 1) -> Plan:
     step = _make_step(config, graphdef, optimizer, like, mesh, interactions.num_items)
     by_popularity = _setup.loss_config(config).by_popularity
     counts = popularity.item_counts(interactions, split) if by_popularity else None
+    if jax.process_index() == 0:
+        print("compiling: a minute or two the first time", file=sys.stderr, flush=True)
     compiled, step_bytes = compile_step(step, like, config, mesh, counts, num_seeds=num_seeds)
     encode, num_items = encode_last(graphdef), interactions.num_items
     evaluator = _evaluation.make_evaluator(config, encode, num_items, mesh)

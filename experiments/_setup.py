@@ -66,6 +66,28 @@ def check_data(interactions: data.Interactions, content_hash: str) -> None:
         )
 
 
+def check_finished(config: ml_collections.ConfigDict, results: dict) -> None:
+    """Refuses to answer for other data than a finished run was trained on.
+
+    Only a prepared log of the user's own can be another under the same config, and only if it is
+    still there.
+
+    Args:
+      config: Of the command.
+      results: results.json of the run.
+
+    Raises:
+      UserError: They differ.
+    """
+    if not config.data.path or "data" not in results:
+        return
+    try:
+        interactions, _ = load_data(config)
+    except UserError:
+        return
+    check_data(interactions, results["data"]["content_hash"])
+
+
 def make_stream(
     config: ml_collections.ConfigDict, interactions: data.Interactions, split: data.Split
 ) -> TrainStream:
@@ -164,6 +186,7 @@ def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> Sc
         patience=config.train.patience,
         metric=config.eval.metric,
         stop_at=config.train.stop_at,
+        warmup=config.train.warmup_steps * config.train.accumulate_steps,
     )
 
 

@@ -1,41 +1,39 @@
-"""What a SIGTERM does to a command while nothing in it is there to save."""
+"""What SIGTERM and Ctrl-C do to a command while nothing in it is there to save."""
 
 import contextlib
+import os
 import signal
-import sys
 from collections.abc import Iterator
 
 import jax
 
-
-class _Stopped(BaseException):
-    """Unwinds the command, so that files and processes are closed in order."""
+_STOPPED = b"stopped; run the same command to go on\n"
 
 
 @contextlib.contextmanager
-def exits_at_sigterm(code: int = 0) -> Iterator[None]:
-    """Ends the process with an exit code at a SIGTERM, unless something inside handles it.
+def exits_at_signals(code: int = 0) -> Iterator[None]:
+    """Ends the process at a SIGTERM or Ctrl-C, unless something inside handles them.
 
     Training does (`trainer.signals`): it finishes its step and saves. Before it and after it
-    nothing would be lost. Python gets to it once a program is compiled. Of several processes JAX
-    collects the signal, see `trainer.signals`.
+    nothing would be lost. The process ends at once, as by a kill -9: an exception may be raised in
+    a callback of the compiler, which drops it, and an interpreter that ends in order crashes while
+    programs are compiled. Of several processes JAX collects the signal, see `trainer.signals`.
 
-    Raises:
-      SystemExit: At a SIGTERM, with that code.
+    Args:
+      code: Exit code at a SIGTERM; at a Ctrl-C it is 130.
     """
     if jax.process_count() > 1:
         yield
         return
 
-    def stop(number, frame):
-        signal.signal(number, signal.SIG_IGN)  # what is closed now is closed once
-        raise _Stopped
+    def leave(number, frame):
+        os.write(2, _STOPPED)
+        os._exit(code if number == signal.SIGTERM else 130)
 
-    previous = signal.signal(signal.SIGTERM, stop)
+    numbers = signal.SIGTERM, signal.SIGINT
+    previous = {number: signal.signal(number, leave) for number in numbers}
     try:
         yield
-    except _Stopped:
-        print("stopped; run the same command to go on", file=sys.stderr, flush=True)
-        sys.exit(code)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

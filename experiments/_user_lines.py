@@ -36,7 +36,7 @@ def read_lines(lines: Iterable[bytes]) -> Iterator[User | BadLine]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                content = json.loads(line.decode())
+                content = json.loads(line.decode("utf-8-sig"))
                 json.dumps(content, ensure_ascii=False).encode()  # half a character is no text
                 yield _user(content)
             except ValueError as error:  # of these, and UserError
@@ -87,7 +87,7 @@ def read_ids(flag: str, text: str) -> list[str]:
         return [raw.strip() for raw in text.split(",") if raw.strip()]
     path = pathlib.Path(text[1:])
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise UserError(f"{flag}={text}: {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -1,9 +1,11 @@
 """The files of a run's folder besides its checkpoints and logs."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import ml_collections
@@ -14,6 +16,11 @@ from blossom_jax.errors import UserError
 from blossom_jax.losses import LossConfig
 from blossom_jax.schedule import Schedule
 from experiments import _cli
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 # May change between parts of a run: the batches are the same whoever prepares them, and so are the
 # numbers wherever arrays lie, but for the order in which devices add up.
@@ -122,6 +129,31 @@ def make(workdir: pathlib.Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{workdir} cannot be made: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes from training in a folder, for as long as this one does.
+
+    The system lets go of the lock when the process ends, however it does. Of several processes of a
+    run the first has it; where a file system knows no locks there is none.
+
+    Raises:
+      UserError: Another process trains there.
+    """
+    if fcntl is None or jax.process_index() != 0:
+        yield
+        return
+    with open(workdir / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{workdir}: another process trains there; wait for it, or take another --workdir"
+            ) from error
+        except OSError:
+            pass
+        yield
 
 
 def _write_json(path: pathlib.Path, value: dict) -> None:

@@ -22,7 +22,9 @@ from experiments import _cli, _commit, _evaluation, _record, _results, _setup, _
 def main(argv: Sequence[str]) -> None:
     """Prints the table of each ranking, and saves it."""
     parser = _cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the results")
+    parser.add_argument(
+        "--workdir", required=True, type=_cli.folder, metavar="DIR", help="folder of the results"
+    )
     arguments = _cli.parse_with_config(parser, argv)
     workdir = pathlib.Path(arguments.workdir)
     for name in RANKERS:

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     """Prints the metrics of a checkpoint or an export."""
     parser = _cli.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--workdir", required=True, metavar="DIR", help="of a run, or an export")
+    add("--workdir", required=True, type=_cli.folder, metavar="DIR", help="of a run, or an export")
     add("--step", type=int, metavar="N", help="of the checkpoint; default the best")
     add("--split", choices=("valid", "test"), default="test", help="targets to ask")
     add("--last", default="", metavar="N,..", help="show the last N events alone")

@@ -18,7 +18,9 @@ from experiments import _cli, _model_card, _workdir
 def main(argv: Sequence[str]) -> None:
     """Writes the export of one checkpoint."""
     parser = _cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run")
+    parser.add_argument(
+        "--workdir", required=True, type=_cli.folder, metavar="DIR", help="folder of a run"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="a folder to be made")
     parser.add_argument("--step", type=int, metavar="N", help="of the checkpoint; default the best")
     arguments = parser.parse_args(argv)

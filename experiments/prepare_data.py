@@ -84,7 +84,8 @@ def _prepare_input(arguments: argparse.Namespace, filters: dict) -> Interactions
         raise UserError("--input needs --output DIR")
     path = pathlib.Path(arguments.input)
     if not path.is_file():
-        raise UserError(f"--input={path}: there is no such file")
+        what = "that is a folder" if path.is_dir() else "there is no such file"
+        raise UserError(f"--input={path}: {what}")
     columns = Columns(arguments.user_column, arguments.item_column, arguments.time_column)
     newest_first = arguments.newest_first
     return prepare(
@@ -100,6 +101,8 @@ def _prepare_input(arguments: argparse.Namespace, filters: dict) -> Interactions
 def _report(log: Interactions, directory: str) -> None:
     """Prints the log's size, and where it lies."""
     lengths = np.diff(log.offsets)
+    order = "by time" if log.times is not None else "as in the file, since it has no times"
+    print(f"{'order of events':>24}: {order}")
     test = split.leave_one_out(log).card["test"]
     for step in log.card["sizes"]:
         print("{filter:>24}: {users:,} users, {items:,} items, {events:,} events".format(**step))
@@ -124,7 +127,8 @@ def _train_command(arguments: argparse.Namespace, filters: dict, directory: str)
         config = importlib.import_module(own).get_config().data
         if filters == {key: config[key] for key in filters}:
             flags = f"--config=configs/{name}.py"
-    return f"python -m experiments.train {flags} --workdir=runs/{name}"
+    run = name if arguments.dataset else pathlib.Path(directory).resolve().name
+    return f"python -m experiments.train {flags} --workdir={shlex.quote(f'runs/{run}')}"
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="of a run, or an export")
+    parser.add_argument(
+        "--workdir", required=True, type=_cli.folder, metavar="DIR", help="of a run, or an export"
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--history", metavar="IDS", help="of one user, in time order")
     source.add_argument("--input", metavar="FILE", help="users, JSON lines; - = standard input")

@@ -46,15 +46,21 @@ from experiments._plan import Plan, make_plan
 def main(argv: Sequence[str]) -> None:
     """Trains, resumes, or prints what a finished run found."""
     parser = _cli.ArgumentParser(description=__doc__)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of this run")
+    parser.add_argument(
+        "--workdir", required=True, type=_cli.folder, metavar="DIR", help="folder of this run"
+    )
     _distributed.add_arguments(parser)
     arguments = _cli.parse_with_config(parser, argv)
     _compile_cache.enable()
     workdir = pathlib.Path(arguments.workdir)
-    with _distributed.joined(arguments), _stop.exits_at_sigterm():
+    with _distributed.joined(arguments), _stop.exits_at_signals():
         _workdir.check_same(workdir, arguments.config)
         hosts.together(lambda: _workdir.check_config(workdir, arguments.config))
-        results = _workdir.read_results(workdir) or train(arguments.config, workdir)
+        results = _workdir.read_results(workdir)
+        if results:
+            _setup.check_finished(arguments.config, results)
+        else:
+            results = train(arguments.config, workdir)
         if results and jax.process_index() == 0:
             print(_results.describe_run(results))
 
@@ -104,7 +110,11 @@ def started(plan: Plan, workdir: pathlib.Path, *, shows: bool = True) -> Iterato
     """
     hosts.check_same({"the data's content hash": plan.interactions.content_hash})
     _workdir.make(workdir)
-    with contextlib.closing(plan.stream), _checkpoints(workdir) as checkpoints:
+    with (
+        contextlib.closing(plan.stream),
+        _workdir.locked(workdir),
+        _checkpoints(workdir) as checkpoints,
+    ):
         state, progress = _start_or_resume(plan, checkpoints)
         _workdir.write_config(workdir, plan.config)
         _workdir.write_catalogue(workdir, plan.interactions, plan.split)

@@ -64,7 +64,11 @@ def guess_format(path: str | pathlib.Path) -> str:
     """
     suffix = pathlib.Path(path).suffix
     if suffix not in _SUFFIXES:
-        raise UserError(f"{path}: the format is not clear from its name; give {_choices()}")
+        raise UserError(
+            f"{path}: the format is not clear from its name; give --format=user_item (a pair a "
+            "line), user_items (a user and all of their items a line), or another: "
+            f"{', '.join(FORMATS)}"
+        )
     return _SUFFIXES[suffix]
 
 

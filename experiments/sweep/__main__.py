@@ -44,7 +44,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _cli.ArgumentParser(prog="python -m experiments.sweep", description=__doc__)
     parser.add_argument("--sweep", required=True, metavar="FILE.py", help="rows and grid")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each row")
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of the sweep")
+    parser.add_argument(
+        "--workdir", required=True, type=_cli.folder, metavar="DIR", help="folder of the sweep"
+    )
     parser.add_argument(
         "--jobs", type=int, default=1, metavar="N", help="rows, or trials of a grid, at a time"
     )
@@ -112,7 +114,7 @@ def _train_one(arguments: argparse.Namespace, sweep: Sweep, seeds: Sequence[int]
     workdir, together = pathlib.Path(arguments.workdir), arguments.together
     config, row, trial = arguments.config, arguments.only, arguments.trial
     rest = config, seeds, workdir
-    with _stop.exits_at_sigterm(code=processes.STOPPED):
+    with _stop.exits_at_signals(code=processes.STOPPED):
         if trial is None:
             finished = runs.train_row(sweep, row, *rest, together=together)
         else:

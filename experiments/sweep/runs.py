@@ -13,7 +13,7 @@ from typing import NamedTuple
 import ml_collections
 
 from blossom_jax.together import fit_together
-from experiments import _plan, _workdir, train
+from experiments import _plan, _setup, _workdir, train
 from experiments.sweep.definition import Sweep, Values, with_values
 
 
@@ -143,7 +143,9 @@ def _train_seeds(
     for seed in seeds:
         folder = run_folder(workdir, row, point, seed)
         _workdir.check_config(folder, with_values(config, {"seed": seed}))
-        if _workdir.read_results(folder) is None:
+        if results := _workdir.read_results(folder):
+            _setup.check_finished(config, results)
+        else:
             folders[seed] = folder
             print(f"{row} {point or ''} seed {seed}: {folder}", flush=True)
     if not folders:

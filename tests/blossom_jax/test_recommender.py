@@ -97,6 +97,8 @@ def test_no_history_at_all(recommender):
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
         ({"allow": ["x"]}, "no id of allow is in the catalogue"),
         ({"allow": []}, "no id of allow is in the catalogue"),
+        ({"allow": "237"}, "allow must be a list of raw ids, got '237'"),
+        ({"exclude": "237"}, "exclude must be a list of raw ids, got '237'"),
     ],
 )
 def test_what_cannot_be_answered_is_refused(recommender, options, words):

@@ -1,5 +1,6 @@
 """The loop on a toy problem: exact resumption, early stop, signals, and losses that blow up."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -157,6 +158,12 @@ def test_patience_stops_and_resuming_does_not_go_on(tmp_path):
     assert run(tmp_path, schedule=schedule)[1].step == 8
 
 
+def test_patience_begins_after_the_warm_up(tmp_path):
+    schedule = Schedule(100, 10, 2, 0, patience=2, metric="score", warmup=6)
+    _, progress = run(tmp_path, schedule=schedule, scores=[3.0, 2.0, 2.0, 1.0, 1.0])
+    assert (progress.step, progress.best_step, progress.stale_evaluations) == (10, 2, 2)
+
+
 def test_it_stops_where_the_metric_reaches_a_value_and_resuming_does_not_go_on(tmp_path):
     schedule = Schedule(100, 10, 2, 0, patience=0, metric="score", stop_at=3.0)
     _, progress = run(tmp_path, schedule=schedule, scores=[1.0, 2.5, 3.0, 4.0])
@@ -201,6 +208,18 @@ def test_sigterm_finishes_the_step_and_saves(whole, tmp_path):
     assert progress.step == 7
     assert signal.getsignal(signal.SIGTERM) is before
     assert_goes_on(whole, tmp_path)
+
+
+def test_a_sigterm_in_the_last_evaluation_is_passed_on_when_all_is_saved(tmp_path, monkeypatch):
+    saved, received = tmp_path / "checkpoints" / "4" / "sha256.json", []
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append(saved.exists()))
+    monkeypatch.setattr(Trainer, "_evaluate", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    schedule = dataclasses.replace(SCHEDULE, num_steps=4)
+    try:
+        run(tmp_path, schedule=schedule)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [True]
 
 
 def test_ctrl_c_finishes_the_step_and_saves(whole, tmp_path):

@@ -1,6 +1,8 @@
 """Command lines: overrides by type, and one line with the right exit code for every mistake."""
 
 import errno
+import subprocess
+import sys
 
 import ml_collections
 import pytest
@@ -93,6 +95,16 @@ def test_expected_errors_become_one_line(capsys, raised, code, printed):
 def test_bugs_keep_their_traceback(bug):
     with pytest.raises(type(bug), match="bug"), _cli.errors_to_exit_code():
         raise bug
+
+
+def test_a_reader_that_has_read_enough_is_no_bug():
+    prints = "print('x\\n' * 10**6)"
+    program = f"from experiments import _cli; _cli.run(lambda _: {prints})"
+    command = [sys.executable, "-c", program]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(1)
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 1)
 
 
 @pytest.fixture

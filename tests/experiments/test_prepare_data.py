@@ -35,12 +35,12 @@ def test_prepares_a_csv_and_prints_the_command_to_train(tmp_path, csv_file, caps
     assert (log.num_users, log.num_items, log.num_events) == (3, 3, 7)
     assert log.card["source"] == "my log.csv"
     printed = capsys.readouterr().out
-    assert "read: 3 users, 3 items, 9 events" in printed
+    assert "read: 3 users, 3 items, 9 events" in printed and "order of events: by time" in printed
     assert "repeats=latest: 3 users, 3 items, 7 events" in printed
     (line,) = [line for line in printed.splitlines() if "experiments.train" in line]
     command = shlex.split(line.partition(": ")[2])
     assert command[:4] == ["python", "-m", "experiments.train", "--config=configs/custom.py"]
-    assert command[4:] == [f"--config.data.path={output}", "--workdir=runs/custom"]
+    assert command[4:] == [f"--config.data.path={output}", "--workdir=runs/out put"]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_advice_goes_by_the_length_of_histories(wanted, attention, length, more)
         (["--input={file}", *NAMES, "--output={out}", "--min-user-events=9"], "dropped 3 users"),
         (["--input={file}", *NAMES[:2], "--time-column=when", "--output={out}"], "it has: u, i, t"),
         (["--input={foreign}/cat.jpg", *NAMES, "--output={out}"], "the format is not clear"),
-        (["--input={foreign}", *NAMES, "--output={out}"], "there is no such file"),
+        (["--input={foreign}", *NAMES, "--output={out}"], "that is a folder"),
         (["--input={out}.csv", *NAMES, "--output={out}"], "there is no such file"),
         (["--input={file}", *NAMES, "--output={file}"], "must be a folder"),
         (["--input={file}", *NAMES, "--output={foreign}"], "not a prepared log"),

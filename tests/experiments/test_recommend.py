@@ -72,7 +72,9 @@ def test_a_file_is_answered_in_its_order_and_bad_lines_are_counted(
         '{"user": "c", "history": ["i9", "zz", 3]}',
     ]
     source, target = tmp_path / "users.jsonl", tmp_path / "out" / "answers.jsonl"
-    source.write_bytes("\n".join(lines).encode() + b'\n{"user": "\xff"}\n{"user": "\\ud800"}')
+    source.write_bytes(
+        "\n".join(lines).encode("utf-8-sig") + b'\n{"user": "\xff"}\n{"user": "\\ud800"}'
+    )
     (tmp_path / "few").write_text("i6\ni7\ni8\n")
     flags = f"--input={source}", f"--output={target}", f"--allow=@{tmp_path}/few"
     code, _, said = ask(capsys, workdir, *flags, "--batch-users=2")

@@ -11,7 +11,7 @@ import pytest
 from tiny_training import flags, results_of, run, start
 
 from blossom_jax import metrics
-from blossom_jax.data import from_table
+from blossom_jax.data import from_table, interactions
 from blossom_jax.errors import UserError
 from experiments import _cli, _commit, _ranks, _workdir, evaluate, train
 from experiments._plan import make_plan
@@ -142,23 +142,43 @@ def test_killed_and_started_again_equals_uninterrupted(whole, log, tmp_path):
     assert results_of(killed) == results_of(whole[0])
 
 
+def leave(code):
+    raise SystemExit(code)
+
+
 @pytest.mark.parametrize("where", ["make_plan", "_start_or_resume", "_test"])
-def test_a_sigterm_before_and_after_training_ends_the_command(
-    whole, log, tmp_path, monkeypatch, capsys, where
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_before_and_after_training_ends_the_command(
+    whole, log, tmp_path, monkeypatch, capfd, where, number, code
 ):
     workdir = tmp_path / "run"
     if where == "_test":
         shutil.copytree(whole[0], workdir)
         (workdir / "results.json").unlink()
-    monkeypatch.setattr(train, where, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(train, where, lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr(os, "_exit", leave)  # pytest goes on
+    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as ended:
         train.main(flags(log, workdir))
-    assert ended.value.code == 0 and signal.getsignal(signal.SIGTERM) is before
-    assert capsys.readouterr().err.endswith("stopped; run the same command to go on\n")
+    assert ended.value.code == code and signal.getsignal(number) is before
+    assert "stopped; run the same command to go on\n" in capfd.readouterr().err
     assert not (workdir / "results.json").exists()
     monkeypatch.undo()
     _workdir.check_config(workdir, config_of(log, workdir))  # the same command goes on
+
+
+def test_a_finished_run_does_not_answer_for_other_data(whole, log, tmp_path):
+    table = pl.DataFrame({"user": ["1"] * 5, "item": list("abcde")})
+    interactions.save(from_table(table, name="tiny"), tmp_path / "other")
+    with pytest.raises(UserError, match="the data of tiny changed since this run began"):
+        train.main(flags(tmp_path / "other", whole[0]))
+
+
+def test_two_processes_do_not_train_in_one_folder(log, tmp_path):
+    with _workdir.locked(tmp_path), pytest.raises(UserError, match="another process trains there"):
+        train.main(flags(log, tmp_path))
+    with _workdir.locked(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_where_the_best_checkpoint_is_damaged_the_results_are_of_the_last_state(log, tmp_path):

@@ -113,6 +113,8 @@ def test_a_run_says_what_serves_dense_attention(attention, said):
 def test_a_missing_flag_is_named(tmp_path):
     with pytest.raises(UserError, match="--workdir, --config"):
         train.main([])
+    with pytest.raises(UserError, match="argument --workdir: it names no folder"):
+        train.main(["--workdir="])
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"seed": 0}'])
