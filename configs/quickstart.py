@@ -3,8 +3,8 @@
     python -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 On two CPU cores, with little beside, it trained for 313 s, at 14,000 tokens a second: test
-full/ndcg@10 0.125, which is 2.9 times popularity's 0.0436, and full/recall@10 0.235. By how fast the
-machine was, as many steps had taken 170 to 376 s before.
+full/ndcg@10 0.125, which is 2.9 times popularity's 0.0436, and full/recall@10 0.235. As many steps
+had taken 170 to 376 s before, by how fast the machine was.
 
 It trains on MovieLens-100K or stops. Where that cannot be had, configs/synthetic.py needs no
 download.
