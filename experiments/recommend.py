@@ -96,6 +96,8 @@ def recommend_one(arguments: argparse.Namespace, titles: dict[str, str]) -> int:
     if arguments.json:
         print(json.dumps(_user_lines.as_json(answer, titles), ensure_ascii=False))
         return 0
+    if not answer.items:
+        _say("nothing is left to recommend: what is allowed stands in the history (--keep-seen)")
     for place, (raw, score) in enumerate(answer.items, start=1):
         print(f"{place:>4}  {score:>10.4f}  {raw}  {titles.get(raw, '')}".rstrip())
     return 0

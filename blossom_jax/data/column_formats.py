@@ -40,13 +40,22 @@ def choose_columns(
     chosen = Columns(
         wanted.user or defaults.user, wanted.item or defaults.item, wanted.time or default_time
     )
-    listed = ", ".join(present)
+    listed = ", ".join(present) + _other_separator(present)
     if not (chosen.user and chosen.item):
         raise UserError(f"{path}: name the user and the item column; it has: {listed}")
     for column in filter(None, chosen):
         if column not in present:
             raise UserError(f"{path} has no column {column!r}; it has: {listed}")
     return chosen
+
+
+def _other_separator(present: Sequence[str]) -> str:
+    """Says what seems to stand between columns where they were read as one."""
+    found = [mark for mark in (";", "\t", "|", ",") if len(present) == 1 and mark in present[0]]
+    if not found:
+        return ""
+    how = "--format=tsv" if found[0] == "\t" else "commas, or tabs and --format=tsv,"
+    return f" (they seem to be separated by {found[0]!r}: {how} will do)"
 
 
 def read_delimited(

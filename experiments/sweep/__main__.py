@@ -43,7 +43,9 @@ def main(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _cli.ArgumentParser(prog="python -m experiments.sweep", description=__doc__)
     parser.add_argument("--sweep", required=True, metavar="FILE.py", help="rows and grid")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each row")
+    parser.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="runs of each row, 3 by default"
+    )
     parser.add_argument(
         "--workdir", required=True, type=_cli.folder, metavar="DIR", help="folder of the sweep"
     )

@@ -145,6 +145,8 @@ def test_fractions_of_a_second_keep_their_order(tmp_path):
         ("csv", "u,i,t\na,x,12/01/2019\na,x,01/02/2020\n", [":2: ", "'12/01/2019'"]),
         ("csv", "u,i,t\n  ,x,1\n", [":2: ", "the user is missing"]),
         ("csv", "u,item,time\na,x,1\n", ["no column 'i'", "it has: u, item, time"]),
+        ("csv", "u;i;t\na;x;1\n", ["it has: u;i;t (they seem to be separated by ';': commas"]),
+        ("csv", "u\ti\tt\na\tx\t1\n", ["separated by '\\t': --format=tsv will do"]),
         ("csv", b"u,i,t\n\xe9,x,1\n", [":2: ", "UTF-8"]),
         ("csv", "u,i,t\n", ["holds no interactions"]),
         ("csv", "", ["is empty"]),
