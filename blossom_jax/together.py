@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from blossom_jax.schedule import Progress
-from blossom_jax.trainer import Trainer, saved_after, signals
+from blossom_jax.trainer import Trainer, saved_after, signals, stop_late
 
 Batches = Iterator[tuple[dict, dict]]  # as `trainer.on_devices` yields them
 
@@ -88,9 +88,7 @@ def fit_together(
     if signal.SIGINT in received:
         raise KeyboardInterrupt(saved_after(max(progress.step for progress in progresses)))
     if received and all(map(Trainer.finished, trainers, progresses)):
-        for trainer in trainers:
-            trainer.checkpoints.wait()
-        signal.raise_signal(signal.SIGTERM)
+        stop_late(trainers)
     return last
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
@@ -90,13 +90,8 @@ class Trainer:
         if signal.SIGINT in received:
             raise KeyboardInterrupt(saved_after(progress.step))
         if received and self.finished(progress):
-            self.stop_late()
+            stop_late([self])
         return state, progress
-
-    def stop_late(self) -> None:
-        """Passes on a SIGTERM that came while the last step was taken: there is a test to skip."""
-        self.checkpoints.wait()
-        signal.raise_signal(signal.SIGTERM)
 
     def report(
         self, progress: Progress, state: dict, grad_norm: float, began: float, *, stop: bool
@@ -170,6 +165,17 @@ class Trainer:
 def saved_after(step: int) -> str:
     """Says how a run that was stopped goes on."""
     return f"stopped after step {step:,}; run the same command to go on"
+
+
+def stop_late(trainers: Iterable[Trainer]) -> None:
+    """Passes on a SIGTERM that came while the last step was taken, when all is saved.
+
+    Args:
+      trainers: Of runs that are finished, but for their test.
+    """
+    for trainer in trainers:
+        trainer.checkpoints.wait()
+    signal.raise_signal(signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from pallas_kernels.capable import MOST_SHARED_MEMORY
 from pallas_kernels.triton_tools import padded_head
 
 MOST_ELEMENTS = 2**31 - 1  # of an array: the kernels' offsets are int32
+DTYPES = ("bfloat16", "float32")
 LARGEST_HEAD = 128
 LARGEST_GROUP = 16
 LARGEST_BAND = 128  # tokens of a block or a window: all of them are held at once
@@ -42,8 +43,11 @@ def refusal(
     shared = shared_memory(q, block_size) if block_size else 0
     rules = (
         (not causal, f"{causal=}: its kernels are causal"),
-        *_unserved("q", q),
-        *(() if summary_keys is None else _unserved("summary_keys", summary_keys)),
+        *(
+            (str(x.dtype) not in DTYPES, f"{name} of {x.dtype} is neither {' nor '.join(DTYPES)}")
+            for name, x in (("q", q), ("summary_keys", summary_keys))
+            if x is not None
+        ),
         (head_size > LARGEST_HEAD, f"{head_size=} is above {LARGEST_HEAD}"),
         (heads // num_kv_heads > LARGEST_GROUP, f"{heads // num_kv_heads} query heads share a key"),
         (block_size > LARGEST_BAND, f"{block_size=} is above {LARGEST_BAND}"),
@@ -59,11 +63,6 @@ def refusal(
         (chosen > MOST_ELEMENTS, f"{chosen} blocks are selected; {_OFFSETS}"),
     )
     return next((reason for broken, reason in rules if broken), None)
-
-
-def _unserved(name: str, x) -> tuple[tuple[bool, str]]:
-    serves = str(x.dtype) in ("bfloat16", "float32")
-    return ((not serves, f"{name} of {x.dtype} is neither bfloat16 nor float32"),)
 
 
 def shared_memory(q, block_size: int) -> int:

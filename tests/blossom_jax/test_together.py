@@ -127,6 +127,27 @@ def test_a_signal_finishes_the_step_and_saves(alone, tmp_path, number):
     assert_as_alone(tmp_path, states, progresses, alone)
 
 
+def test_a_sigterm_in_the_last_step_is_passed_on_when_all_is_saved(alone, tmp_path):
+    longest, received, calls = max(progress.step for progress in alone[2]), [], []
+
+    def signalled(state, batch):
+        if calls.append(0) or len(calls) == longest:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(state, batch)
+
+    def passed_on(*_):
+        sealed = [tmp_path / str(k) / "checkpoints" / str(p.step) / "sha256.json" for k, p in ended]
+        received.append(all(path.exists() for path in sealed))
+
+    ended, step = [*enumerate(alone[2])], stacked_step()
+    before = signal.signal(signal.SIGTERM, passed_on)
+    try:
+        fit_all(tmp_path, signalled)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [True]
+
+
 def test_a_loss_of_one_run_that_is_not_finite_stops_all(tmp_path):
     def poisoned(state, batch):
         state, metrics = step(state, batch)
